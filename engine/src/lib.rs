@@ -1,0 +1,1 @@
+//! How and where a model runs: backends, placement, KV cache, sampler, sessions.

@@ -1,0 +1,1 @@
+//! What a model computes: architectures as block programs, tokenizers, chat templates.

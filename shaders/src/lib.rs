@@ -1,0 +1,1 @@
+//! GPU kernels as WGSL text, and the composer that joins them.

@@ -1,0 +1,15 @@
+//! End-to-end and parity tests of the whole workspace, and the helpers they share.
+
+use std::path::PathBuf;
+
+/// The reference data beside the project, or `None` (with a printed notice) where it is absent.
+///
+/// A fresh clone does not have it; tests that use it return early and say so.
+pub fn fixtures(folder: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures").join(folder);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: reference data {} is not beside this clone", path.display());
+    None
+}
