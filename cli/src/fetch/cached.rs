@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use super::alias::in_hub_cache;
 use super::hub_cache::{RepoCache, repos};
 use super::options::FetchOptions;
-use super::quant::quant_of;
+use super::quant::{quant_of, whole_models};
 
 /// A model file in one of the caches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedModel {
     /// What to write after `-m` to use it.
     pub reference: String,
-    /// Where it is.
+    /// Where it is; the first part of a split model.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Its size in bytes, of all parts.
     pub n_bytes: u64,
 }
 
@@ -34,14 +34,18 @@ pub fn cached(options: &FetchOptions) -> Vec<CachedModel> {
     for repo in repos(&options.hub_cache) {
         let cache = RepoCache::new(&options.hub_cache, &repo);
         let Some(commit) = cache.commit_of("main") else { continue };
-        let files = cache.files(&commit);
-        let ggufs: Vec<&String> = files.iter().filter(|file| file.to_ascii_lowercase().ends_with(".gguf")).collect();
-        for file in &ggufs {
-            let path = cache.snapshot(&commit, file);
-            let n_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-            let quant = quant_of(file);
-            let is_unique = ggufs.iter().filter(|other| quant_of(other) == quant).count() == 1;
-            let reference = if is_unique { format!("{repo}:{quant}") } else { format!("{repo}/{file}") };
+        let models = whole_models(&cache.files(&commit));
+        for model in &models {
+            let first = &model.files[0];
+            let path = cache.snapshot(&commit, first);
+            if found.iter().any(|other: &CachedModel| other.path == path) {
+                continue;
+            }
+            let size = |file: &String| std::fs::metadata(cache.snapshot(&commit, file)).map_or(0, |meta| meta.len());
+            let n_bytes = model.files.iter().map(size).sum();
+            let quant = quant_of(first);
+            let is_unique = models.iter().filter(|other| quant_of(&other.files[0]) == quant).count() == 1;
+            let reference = if is_unique { format!("{repo}:{quant}") } else { format!("{repo}/{first}") };
             found.push(CachedModel { reference, path, n_bytes });
         }
     }

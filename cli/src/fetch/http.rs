@@ -161,8 +161,11 @@ fn origin(url: &str) -> String {
 
 /// Where a `Location` header leads from `url`.
 fn redirected(url: &str, location: &str) -> String {
-    if location.contains("://") {
+    if location.starts_with("https://") || location.starts_with("http://") {
         location.to_owned()
+    } else if let Some(rest) = location.strip_prefix("//") {
+        let scheme = url.split("//").next().unwrap_or("https:");
+        format!("{scheme}//{rest}")
     } else {
         format!("{}/{}", origin(url), location.trim_start_matches('/'))
     }
@@ -212,6 +215,8 @@ mod tests {
         assert_eq!(origin("https://hub.example"), "https://hub.example");
         assert_eq!(redirected("https://h/a/b", "/c?d"), "https://h/c?d");
         assert_eq!(redirected("https://h/a/b", "http://x/y"), "http://x/y");
+        assert_eq!(redirected("https://h/a/b", "//x/y"), "https://x/y");
+        assert_eq!(redirected("https://h/a/b", "/y?next=https://z"), "https://h/y?next=https://z");
         assert_eq!(url_path("a b/c#1-é.gguf"), "a%20b/c%231-%C3%A9.gguf");
     }
 }

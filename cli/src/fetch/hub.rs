@@ -129,12 +129,7 @@ fn cached_choice(cache: &RepoCache, wanted: &HubReference, options: &FetchOption
 }
 
 /// Asks the hub what a repository holds.
-pub(super) fn list(
-    client: &Client,
-    repo: &str,
-    revision: &str,
-    options: &FetchOptions,
-) -> Result<Listing, FetchError> {
+pub(super) fn list(client: &Client, repo: &str, revision: &str, options: &FetchOptions) -> Result<Listing, FetchError> {
     let url = format!("/api/models/{repo}/revision/{revision}?blobs=true");
     let bad = |problem: String| FetchError::BadAnswer { url: format!("{}{url}", client.endpoint()), problem };
     let answer = retrying(options.retry_wait, || client.get(&url, 0));

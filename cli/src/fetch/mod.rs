@@ -122,11 +122,7 @@ impl Resolved {
 ///
 /// # Errors
 /// Every [`FetchError`] says what happened, where, and what to do next.
-pub fn resolve(
-    reference: &str,
-    options: &FetchOptions,
-    progress: &mut dyn Progress,
-) -> Result<Resolved, FetchError> {
+pub fn resolve(reference: &str, options: &FetchOptions, progress: &mut dyn Progress) -> Result<Resolved, FetchError> {
     match Reference::parse(reference, options.catalog)? {
         Reference::File(path) => Ok(Resolved {
             reference: reference.to_owned(),

@@ -108,6 +108,7 @@ fn expand_home(path: &Path, home: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

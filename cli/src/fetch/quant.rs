@@ -9,7 +9,7 @@ const PREFERENCE: [&str; 8] = ["Q4_K_M", "Q4_0", "Q8_0", "Q4_K_S", "Q5_K_M", "Q6
 /// One model: a file, or all parts of a split one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Model {
-    /// Paths in the repository, in order.
+    /// Paths in the repository, in order; at least one.
     pub(super) files: Vec<String>,
 }
 
@@ -26,7 +26,8 @@ fn split_name(path: &str) -> Option<SplitName<'_>> {
     let (rest, n_parts) = name.rsplit_once("-of-")?;
     let (stem, part) = rest.rsplit_once('-')?;
     let number = |digits: &str| (digits.len() == 5).then(|| digits.parse::<usize>().ok()).flatten();
-    Some(SplitName { stem, part: number(part)?, n_parts: number(n_parts)? })
+    let (part, n_parts) = (number(part)?, number(n_parts)?);
+    (1..=n_parts).contains(&part).then_some(SplitName { stem, part, n_parts })
 }
 
 /// The path without `.gguf`.
@@ -40,12 +41,7 @@ fn strip_gguf(path: &str) -> Option<&str> {
 /// # Errors
 /// [`FetchError::NoGguf`], [`FetchError::NoQuant`] (with the quants there are), [`FetchError::MissingPart`], and
 /// [`FetchError::NotFound`] for a file that is not there.
-pub(super) fn choose(
-    repo: &str,
-    endpoint: &str,
-    files: &[String],
-    selection: &Selection,
-) -> Result<Model, FetchError> {
+pub(super) fn choose(repo: &str, endpoint: &str, files: &[String], selection: &Selection) -> Result<Model, FetchError> {
     let mut firsts: Vec<&str> = files
         .iter()
         .map(String::as_str)
@@ -137,6 +133,12 @@ fn no_quant(repo: &str, firsts: &[&str], wanted: &str) -> FetchError {
             example: (*example).to_owned(),
         },
     }
+}
+
+/// The models that are whole among `files`: projectors and the like are left out, parts of a split one are one model.
+pub(super) fn whole_models(files: &[String]) -> Vec<Model> {
+    let is_first = |path: &&String| is_model(path) && split_name(path).is_none_or(|split| split.part == 1);
+    files.iter().filter(is_first).filter_map(|path| with_parts("", files, path).ok()).collect()
 }
 
 /// The part of a file's name that names its quant; the whole name where none does.

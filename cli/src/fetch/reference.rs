@@ -100,6 +100,7 @@ pub(super) fn is_safe_path(path: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::catalog::catalog;
     use super::*;

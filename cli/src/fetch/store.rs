@@ -100,6 +100,8 @@ pub(super) fn is_checked(
     let good = hash_file(path, progress)?.finish() == sha256;
     if good {
         remember_checked(path, sha256);
+    } else {
+        let _ = fs::remove_file(beside(path, ".checked"));
     }
     Ok(good)
 }
