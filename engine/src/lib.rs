@@ -18,3 +18,6 @@ pub use error::{Error, Result};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
 pub use placement::Placement;
 pub use session::{DEFAULT_BATCH, Outputs, Session};
+//! How and where a model runs: backends, placement, KV cache, sampler, sessions.
+
+pub mod sampler;
