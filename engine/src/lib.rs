@@ -11,6 +11,7 @@ mod error;
 mod model;
 pub mod placement;
 pub mod reference;
+pub mod sampler;
 mod session;
 
 pub use backend::{Backend, Batch, MemoryReport};
@@ -18,6 +19,3 @@ pub use error::{Error, Result};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
 pub use placement::Placement;
 pub use session::{DEFAULT_BATCH, Outputs, Session};
-//! How and where a model runs: backends, placement, KV cache, sampler, sessions.
-
-pub mod sampler;
