@@ -219,6 +219,21 @@ fn what_is_not_there_is_said_so() {
 }
 
 #[test]
+fn a_hub_that_says_nothing_is_given_up_soon() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for scheme in ["http", "https"] {
+        let (_folder, mut options) = setup(&format!("{scheme}://{}", silent.local_addr().unwrap()));
+        options.connect_timeout = Duration::from_millis(300);
+        options.answer_timeout = Duration::from_millis(300);
+        let start = std::time::Instant::now();
+        let error = run("org/model", &options).unwrap_err();
+        assert!(matches!(error, FetchError::Unreachable { .. }), "{error}");
+        // Once, not once for each retry; the rest of the second is for a busy machine.
+        assert!(start.elapsed() < Duration::from_millis(850), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn all_parts_of_a_split_model_are_fetched() {
     let part = |n: u32| (format!("q8/m-Q8_0-0000{n}-of-00003.gguf"), content(1000 * n as usize, n));
     let parts = [part(1), part(2), part(3)];

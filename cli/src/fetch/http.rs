@@ -51,7 +51,7 @@ impl Client {
             .max_redirects_will_error(false)
             .timeout_resolve(Some(options.connect_timeout))
             .timeout_connect(Some(options.connect_timeout))
-            .timeout_recv_response(Some(options.read_timeout))
+            .timeout_recv_response(Some(options.answer_timeout))
             .timeout_per_read(Some(options.read_timeout));
         if !options.env_proxy {
             config = config.proxy(None);
@@ -179,7 +179,8 @@ fn failure(error: ureq::Error) -> Failure {
         ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
             Failure::Unreachable("no connection in time".to_owned())
         }
-        ureq::Error::Io(e) if never_connected(&e) => Failure::Unreachable(message),
+        ureq::Error::Timeout(Timeout::RecvResponse) => Failure::Unreachable("no answer in time".to_owned()),
+        ureq::Error::Io(e) if never_connected(&e) => Failure::Unreachable(e.to_string()),
         ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => Failure::Dropped(message),
         _ => Failure::Unreachable(message),
     }

@@ -32,7 +32,9 @@ pub struct FetchOptions {
     pub catalog: &'static [CatalogRow],
     /// How long name resolution may take, and again connecting.
     pub connect_timeout: Duration,
-    /// How long a server may say nothing.
+    /// How long a server may take to begin its answer.
+    pub answer_timeout: Duration,
+    /// How long a server may pause within an answer.
     pub read_timeout: Duration,
     /// Wait before the first retry; doubled for each further one.
     pub retry_wait: Duration,
@@ -53,6 +55,7 @@ impl FetchOptions {
             pip: pip.iter().map(|words| words.iter().map(OsString::from).collect()).collect(),
             catalog: catalog(),
             connect_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(30),
             retry_wait: Duration::from_millis(500),
         }

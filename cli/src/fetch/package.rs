@@ -144,6 +144,10 @@ fn run_pip(
     }
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(2)..].join("; ");
+    // pip ends with "no matching distribution" then, too.
+    if said.contains("connection broken by") {
+        return Ok(Outcome::Failed(format!("pip cannot reach its package index ({last})")));
+    }
     Ok(Outcome::Failed(if last.is_empty() { status.to_string() } else { last }))
 }
 
