@@ -150,3 +150,29 @@ fn shrink_to_best(list: &mut Vec<Candidate>, k: usize) {
         list.truncate(k);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logit_is_edited_before_and_after_the_candidates_are_narrowed() {
+        for narrowed in [false, true] {
+            let mut candidates = Candidates::default();
+            candidates.load(&[1.0, 4.0, f32::NAN, 3.0, 2.0]);
+            if narrowed {
+                candidates.keep_best(3);
+            }
+            candidates.edit(3, |l| l + 10.0);
+            candidates.edit(4, |_| f32::NEG_INFINITY);
+            candidates.edit(1, |_| f32::NAN);
+            candidates.edit(0, |l| l * 2.0);
+            candidates.edit(2, |_| 99.0); // impossible tokens stay so
+            candidates.edit(77, |_| 99.0);
+            candidates.keep_best(5);
+            let got: Vec<(u32, f32)> = candidates.list().iter().map(|c| (c.id, c.logit)).collect();
+            let expected: &[(u32, f32)] = if narrowed { &[(3, 13.0)] } else { &[(3, 13.0), (0, 2.0)] };
+            assert_eq!(got, expected);
+        }
+    }
+}

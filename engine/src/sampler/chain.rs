@@ -7,7 +7,8 @@ use super::{Candidates, SAMPLERS, Sampler, SamplerError, SamplerParams, Setup};
 /// Chooses the next token from the logits of a model. The same parameters, seed and logits give the same tokens, on
 /// every machine (but for a draw that falls within the rounding of the platform's `exp`, about one in 10^15).
 ///
-/// Memory is allocated at construction and for the first token, not later.
+/// Memory is allocated at construction and for the first token, not later (a `repeat_last_n` beyond 4,096 grows with
+/// the text).
 pub struct SamplerChain {
     samplers: Vec<(&'static str, Box<dyn Sampler>)>,
     candidates: Candidates,

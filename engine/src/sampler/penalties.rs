@@ -36,7 +36,8 @@ fn build(params: &SamplerParams, _: &Setup) -> Built {
         frequency: params.frequency_penalty,
         last_n: params.repeat_last_n,
         recent: VecDeque::with_capacity(room),
-        counts: HashMap::with_capacity(room),
+        // Twice the room: then removals never make the map allocate again.
+        counts: HashMap::with_capacity(2 * room),
     })))
 }
 
