@@ -1,1 +1,3 @@
 //! What a model computes: architectures as block programs, tokenizers, chat templates.
+
+pub mod template;
