@@ -1,1 +1,21 @@
-//! How and where a model runs: backends, placement, KV cache, sampler, sessions.
+//! How and where a model runs: backends, placement, KV cache, sessions.
+//!
+//! * [`Model::load`] takes an open file and a [`LoadOptions`], plans the [`Placement`] and loads each block's weights into
+//!   its backend.
+//! * [`Session`] is one sequence of tokens over a model: evaluate tokens, read logits, go back.
+//! * [`Backend`] is the seam behind which a block of the program runs; [`reference`] is the specification of every step.
+
+pub mod backend;
+pub mod cpu;
+mod error;
+mod model;
+pub mod placement;
+pub mod reference;
+pub mod sampler;
+mod session;
+
+pub use backend::{Backend, Batch, MemoryReport};
+pub use error::{Error, Result};
+pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
+pub use placement::Placement;
+pub use session::{DEFAULT_BATCH, Outputs, Session};

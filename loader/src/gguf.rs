@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, shown};
 use crate::error::{Error, Result};
 use crate::ggml_type::{GgmlType, TypeClass};
 use crate::metadata::Metadata;
@@ -13,6 +13,9 @@ use crate::source::Source;
 use crate::split;
 
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// Most tensors, and most metadata entries, in one file: more than any model has, so that a damaged count in a large
+/// file does not fill the memory.
+const MAX_ENTRIES: u64 = 1 << 20;
 
 /// A tensor's place in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,12 +90,13 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf> {
         let mut gguf =
             Gguf { parts: Vec::new(), metadata: Metadata::default(), tensors: Vec::new(), index: HashMap::new() };
-        let first = gguf.add_part(path, Source::map(path)?)?;
+        let first = gguf.add_part(path, Source::map(path)?, |_| Ok(()))?;
         let n_parts = split::expected_parts(path, &first)?;
         for no in 1..n_parts {
             let part_path = split::part_path(path, no, n_parts)?;
-            let metadata = gguf.add_part(&part_path, Source::map(&part_path)?)?;
-            split::check_part(&part_path, &metadata, no, n_parts)?;
+            gguf.add_part(&part_path, Source::map(&part_path)?, |metadata| {
+                split::check_part(&part_path, metadata, no, n_parts, &first)
+            })?;
         }
         split::check_total(path, &first, gguf.tensors.len())?;
         gguf.metadata = first;
@@ -103,42 +107,35 @@ impl Gguf {
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Gguf> {
         let mut gguf =
             Gguf { parts: Vec::new(), metadata: Metadata::default(), tensors: Vec::new(), index: HashMap::new() };
-        gguf.metadata = gguf.add_part(path, Source::owned(bytes))?;
+        gguf.metadata = gguf.add_part(path, Source::owned(bytes), |_| Ok(()))?;
         Ok(gguf)
     }
 
-    /// Parses one part's header and appends its tensors.
-    fn add_part(&mut self, path: &Path, source: Source) -> Result<Metadata> {
+    /// Parses one part's header and appends its tensors. `check` sees the metadata before the tensors are read, so that
+    /// a part of another model is called that, and not a model with strange tensors.
+    fn add_part(
+        &mut self,
+        path: &Path,
+        source: Source,
+        check: impl FnOnce(&Metadata) -> Result<()>,
+    ) -> Result<Metadata> {
         let part = self.parts.len();
         let bytes = source.bytes();
         let mut cursor = Cursor::new(path, bytes);
         let version = check_magic_and_version(path, &mut cursor)?;
-
-        let count_offset = cursor.offset();
-        let n_tensors = cursor.u64("tensor count")?;
-        let n_kv = cursor.u64("metadata count")?;
-        // A tensor's entry takes at least 8+1+4+8+4+8 bytes, a metadata entry at least 8+1+4+1.
-        for (what, n, least) in [("tensor count", n_tensors, 33), ("metadata count", n_kv, 14)] {
-            if n.checked_mul(least).is_none_or(|need| need > cursor.remaining() as u64) {
-                let message = format!("{n} entries cannot fit in the {} bytes left in the file", cursor.remaining());
-                return Err(cursor.malformed(what, count_offset, message));
-            }
-        }
+        let (n_tensors, n_kv) = parse_counts(&mut cursor)?;
         let metadata = Metadata::parse(&mut cursor, n_kv, &source)?;
-        let alignment = alignment(path, &metadata)?;
+        check(&metadata)?;
+        let alignment = alignment(&cursor, &metadata)?;
 
         let first = self.tensors.len();
         let mut header_offsets = Vec::new();
         for i in 0..n_tensors {
-            header_offsets.push(cursor.offset());
+            let at = cursor.offset();
+            header_offsets.push(at);
             let tensor = parse_tensor(&mut cursor, i, alignment, part)?;
             if self.index.insert(tensor.name.clone(), self.tensors.len()).is_some() {
-                let message = "appears twice in the tensor directory";
-                return Err(cursor.malformed(
-                    &format!("tensor `{}`", tensor.name),
-                    header_offsets[i as usize],
-                    message,
-                ));
+                return Err(cursor.malformed(&field_of(&tensor.name), at, "appears twice in the tensor directory"));
             }
             self.tensors.push(tensor);
         }
@@ -226,7 +223,7 @@ fn check_magic_and_version(path: &Path, cursor: &mut Cursor<'_>) -> Result<u32> 
         1 => {
             Err(not_gguf("is GGUF version 1, which is no longer read; convert the model again (at byte 4)".to_owned()))
         }
-        v if v.swap_bytes() <= 3 => Err(not_gguf(format!(
+        v if (1..=3).contains(&v.swap_bytes()) => Err(not_gguf(format!(
             "is a big-endian GGUF file (version {}), made for another kind of machine; convert it to little-endian (at byte 4)",
             v.swap_bytes()
         ))),
@@ -234,38 +231,49 @@ fn check_magic_and_version(path: &Path, cursor: &mut Cursor<'_>) -> Result<u32> 
     }
 }
 
+/// The numbers of tensors and of metadata entries.
+fn parse_counts(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
+    let at = cursor.offset();
+    let n_tensors = cursor.u64("tensor count")?;
+    let n_kv = cursor.u64("metadata count")?;
+    // A tensor's entry takes at least 8+1+4+4+8 bytes (no dimensions), a metadata entry at least 8+1+4+1.
+    for (what, at, n, least) in [("tensor count", at, n_tensors, 25), ("metadata count", at + 8, n_kv, 14)] {
+        if n.checked_mul(least).is_none_or(|need| need > cursor.remaining() as u64) {
+            let left = cursor.remaining();
+            let message =
+                format!("{n} entries cannot fit in the {left} bytes left in the file; it is truncated or damaged");
+            return Err(cursor.malformed(what, at, message));
+        }
+        if n > MAX_ENTRIES {
+            return Err(cursor.malformed(what, at, format!("{n} entries (at most {MAX_ENTRIES} are read)")));
+        }
+    }
+    Ok((n_tensors, n_kv))
+}
+
 /// The tensor data's alignment: `general.alignment`, a power of two, or 32.
-fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
-    let alignment = metadata.u32("general.alignment")?.map_or(DEFAULT_ALIGNMENT, u64::from);
+fn alignment(cursor: &Cursor<'_>, metadata: &Metadata) -> Result<u64> {
+    const KEY: &str = "general.alignment";
+    let alignment = metadata.u32(KEY)?.map_or(DEFAULT_ALIGNMENT, u64::from);
     if !alignment.is_power_of_two() {
-        let message = format!("metadata key `general.alignment`: {alignment} is not a power of two");
-        return Err(Error::NotGguf { path: path.to_owned(), message });
+        let at = metadata.offset(KEY).unwrap_or(0);
+        let message = format!("{alignment} is not a power of two");
+        return Err(cursor.malformed(&format!("metadata key `{KEY}`"), at, message));
     }
     Ok(alignment)
+}
+
+/// A tensor as messages call it.
+fn field_of(name: &str) -> String {
+    format!("tensor `{}`", shown(name))
 }
 
 /// One entry of the tensor directory. `bytes` is still relative to the data section.
 fn parse_tensor(cursor: &mut Cursor<'_>, i: u64, alignment: u64, part: usize) -> Result<TensorInfo> {
     let name = cursor.name(&format!("name of tensor {i}"))?;
-    let field = format!("tensor `{name}`");
-    let at = cursor.offset();
-    let n_dims = cursor.u32(&field)?;
-    if !(1..=4).contains(&n_dims) {
-        return Err(cursor.malformed(&field, at, format!("has {n_dims} dimensions (must be 1 to 4)")));
-    }
-    let mut dims = Vec::new();
-    let mut n_elements = 1usize;
-    for _ in 0..n_dims {
-        let at = cursor.offset();
-        let dim = cursor.u64(&field)?;
-        let product = usize::try_from(dim).ok().and_then(|d| n_elements.checked_mul(d));
-        match product {
-            Some(n) if n > 0 && n <= i64::MAX as usize => n_elements = n,
-            Some(0) => return Err(cursor.malformed(&field, at, "has a dimension of 0")),
-            _ => return Err(cursor.malformed(&field, at, format!("its element count overflows (dimension {dim})"))),
-        }
-        dims.push(dim as usize);
-    }
+    let field = field_of(&name);
+    let dims = parse_dims(cursor, &field)?;
+    let n_elements: usize = dims.iter().product();
     let at = cursor.offset();
     let id = cursor.u32(&field)?;
     let ty = GgmlType::from_id(id).map_err(|e| cursor.malformed(&field, at, e.to_string()))?;
@@ -273,11 +281,11 @@ fn parse_tensor(cursor: &mut Cursor<'_>, i: u64, alignment: u64, part: usize) ->
         let message = format!("has type {ty}, a format of intermediate results that no file can hold");
         return Err(cursor.malformed(&field, at, message));
     }
-    let Some(row_bytes) = ty.row_bytes(dims[0]) else {
+    if !dims[0].is_multiple_of(ty.block_size()) {
         let message = format!("row length {} is no multiple of the block size {} of {ty}", dims[0], ty.block_size());
         return Err(cursor.malformed(&field, at, message));
-    };
-    let Some(n_bytes) = row_bytes.checked_mul(n_elements / dims[0]) else {
+    }
+    let Some(n_bytes) = ty.row_bytes(dims[0]).and_then(|row| row.checked_mul(n_elements / dims[0])) else {
         return Err(cursor.malformed(&field, at, "its size in bytes overflows"));
     };
     let at = cursor.offset();
@@ -293,6 +301,33 @@ fn parse_tensor(cursor: &mut Cursor<'_>, i: u64, alignment: u64, part: usize) ->
         Some(bytes) => Ok(TensorInfo { name, ty, dims, part, bytes }),
         None => Err(cursor.malformed(&field, at, format!("data offset {offset} overflows"))),
     }
+}
+
+/// A tensor's sizes, 1 to 4 of them, none 0, whose product does not overflow. A tensor without dimensions is a single
+/// number, as llama.cpp reads it.
+fn parse_dims(cursor: &mut Cursor<'_>, field: &str) -> Result<Vec<usize>> {
+    let at = cursor.offset();
+    let n_dims = cursor.u32(field)?;
+    if n_dims > 4 {
+        return Err(cursor.malformed(field, at, format!("has {n_dims} dimensions (at most 4)")));
+    }
+    if n_dims == 0 {
+        return Ok(vec![1]);
+    }
+    let mut dims = Vec::new();
+    let mut n_elements = 1usize;
+    for _ in 0..n_dims {
+        let at = cursor.offset();
+        let dim = cursor.u64(field)?;
+        let product = usize::try_from(dim).ok().and_then(|d| n_elements.checked_mul(d));
+        match product {
+            Some(0) => return Err(cursor.malformed(field, at, "has a dimension of 0")),
+            Some(n) if n <= i64::MAX as usize => n_elements = n,
+            _ => return Err(cursor.malformed(field, at, format!("its element count overflows (dimension {dim})"))),
+        }
+        dims.push(dim as usize);
+    }
+    Ok(dims)
 }
 
 /// Turns data-section ranges into file ranges; refuses data outside the file and overlapping tensors.
@@ -311,13 +346,13 @@ fn place_tensors(
         let (Some(start), Some(end)) =
             (data_start.checked_add(tensor.bytes.start), data_start.checked_add(tensor.bytes.end))
         else {
-            return Err(cursor.malformed(&format!("tensor `{}`", tensor.name), at, "data offset overflows"));
+            return Err(cursor.malformed(&field_of(&tensor.name), at, "data offset overflows"));
         };
         if end > file_len {
             let message = format!(
                 "its data (bytes {start} to {end}) lies outside the file of {file_len} bytes; the file is truncated or damaged"
             );
-            return Err(cursor.malformed(&format!("tensor `{}`", tensor.name), at, message));
+            return Err(cursor.malformed(&field_of(&tensor.name), at, message));
         }
         tensor.bytes = start..end;
     }
@@ -326,8 +361,8 @@ fn place_tensors(
     for pair in order.windows(2) {
         let (a, b) = (&tensors[pair[0]], &tensors[pair[1]]);
         if a.bytes.end > b.bytes.start {
-            let message = format!("its data overlaps tensor `{}` (from byte {} of the file)", a.name, b.bytes.start);
-            return Err(cursor.malformed(&format!("tensor `{}`", b.name), header_offsets[pair[1]], message));
+            let message = format!("its data overlaps {} (from byte {} of the file)", field_of(&a.name), b.bytes.start);
+            return Err(cursor.malformed(&field_of(&b.name), header_offsets[pair[1]], message));
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, shown};
 use crate::error::{Error, Result};
 use crate::source::Source;
 
@@ -122,17 +122,12 @@ impl Value {
 
     fn parse(cursor: &mut Cursor<'_>, ty: ValueType, field: &str, source: &Source) -> Result<Value> {
         if ty == ValueType::String {
-            return Ok(Value::String(cursor.string(field)?));
+            return Ok(Value::String(cursor.text(field)?));
         }
         let Some(size) = ty.size() else {
             return Ok(Value::Array(ArrayValue::parse(cursor, field, source)?));
         };
-        let offset = cursor.offset();
-        let bytes = cursor.take(size, field)?;
-        if ty == ValueType::Bool && bytes[0] > 1 {
-            return Err(cursor.malformed(field, offset, format!("bool has the value {} (must be 0 or 1)", bytes[0])));
-        }
-        Ok(scalar(ty, bytes))
+        Ok(scalar(ty, cursor.take(size, field)?))
     }
 }
 
@@ -177,6 +172,9 @@ fn scalar(ty: ValueType, bytes: &[u8]) -> Value {
     }
 }
 
+/// Most elements an array may have: far more than any vocabulary, and little enough to walk and to copy.
+const MAX_ARRAY: u64 = 64 << 20;
+
 /// An array value. Its elements stay in the mapped file and are decoded as they are asked for, so that a vocabulary of
 /// hundreds of thousands of strings costs nothing to open.
 #[derive(Debug, Clone)]
@@ -190,7 +188,7 @@ pub struct ArrayValue {
 impl ArrayValue {
     fn parse(cursor: &mut Cursor<'_>, field: &str, source: &Source) -> Result<ArrayValue> {
         let offset = cursor.offset();
-        let id = cursor.u32(&format!("{field} (array element type)"))?;
+        let id = cursor.u32(field)?;
         let element = match ValueType::from_id(id) {
             Some(ValueType::Array) => {
                 return Err(cursor.malformed(field, offset, "arrays of arrays are not supported"));
@@ -199,12 +197,16 @@ impl ArrayValue {
             None => return Err(cursor.malformed(field, offset, format!("unknown array element type {id}"))),
         };
         let len_offset = cursor.offset();
-        let len = cursor.u64(&format!("{field} (array length)"))?;
+        let len = cursor.u64(field)?;
         // The least an element can take: its size, or a string's 8-byte length.
         let least = element.size().unwrap_or(8);
         let left = cursor.remaining() as u64;
         match len.checked_mul(least) {
-            Some(bytes) if bytes <= left => {}
+            Some(bytes) if bytes <= left && len <= MAX_ARRAY => {}
+            Some(bytes) if bytes <= left => {
+                let message = format!("array of {len} {element} (at most {MAX_ARRAY} elements are read)");
+                return Err(cursor.malformed(field, len_offset, message));
+            }
             _ => {
                 let message = format!("array of {len} {element} does not fit in the {left} bytes left in the file");
                 return Err(cursor.malformed(field, len_offset, message));
@@ -289,8 +291,16 @@ impl ExactSizeIterator for Strings<'_> {}
 /// The key-value section of a file, in file order.
 #[derive(Debug, Default)]
 pub struct Metadata {
-    entries: Vec<(String, Value)>,
+    entries: Vec<Entry>,
     index: HashMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: String,
+    value: Value,
+    /// Byte offset of the key in the file.
+    offset: usize,
 }
 
 impl Metadata {
@@ -299,9 +309,9 @@ impl Metadata {
         for i in 0..n_kv {
             let offset = cursor.offset();
             let key = cursor.name(&format!("metadata key {i}"))?;
-            let field = format!("metadata key `{key}`");
+            let field = format!("metadata key `{}`", shown(&key));
             let type_offset = cursor.offset();
-            let id = cursor.u32(&format!("{field} (value type)"))?;
+            let id = cursor.u32(&field)?;
             let Some(ty) = ValueType::from_id(id) else {
                 return Err(cursor.malformed(&field, type_offset, format!("unknown value type {id} (known: 0 to 12)")));
             };
@@ -309,19 +319,24 @@ impl Metadata {
             if meta.index.insert(key.clone(), meta.entries.len()).is_some() {
                 return Err(cursor.malformed(&field, offset, "appears twice"));
             }
-            meta.entries.push((key, value));
+            meta.entries.push(Entry { key, value, offset });
         }
         Ok(meta)
     }
 
     /// All entries, in file order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
-        self.entries.iter().map(|(k, v)| (k.as_str(), v))
+        self.entries.iter().map(|e| (e.key.as_str(), &e.value))
     }
 
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.index.get(key).map(|&i| &self.entries[i].1)
+        self.index.get(key).map(|&i| &self.entries[i].value)
+    }
+
+    /// Byte offset of `key` in the (first) file, for messages.
+    pub fn offset(&self, key: &str) -> Option<usize> {
+        self.index.get(key).map(|&i| self.entries[i].offset)
     }
 
     fn typed<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
@@ -329,11 +344,13 @@ impl Metadata {
         match read(value) {
             Some(v) => Ok(Some(v)),
             None => {
-                let shown = match value {
+                let found = match value {
                     Value::Array(_) => value.to_string(),
-                    _ => format!("{} {:.40}", value.value_type(), value.to_string()),
+                    _ => format!("{} {:.40}", value.value_type(), shown(&value.to_string())),
                 };
-                Err(Error::Metadata { key: key.to_owned(), message: format!("expected {expected}, found {shown}") })
+                let offset = self.offset(key).unwrap_or(0);
+                let message = format!("expected {expected}, found {found} (at byte {offset})");
+                Err(Error::Metadata { key: key.to_owned(), message })
             }
         }
     }

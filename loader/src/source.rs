@@ -22,16 +22,21 @@ impl Source {
     /// Maps `path`. Nothing is read yet.
     pub(crate) fn map(path: &Path) -> Result<Source> {
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
+        // Looked at before it is opened: opening a named pipe would wait for somebody to write to it.
+        let meta = std::fs::metadata(path).map_err(io)?;
         if meta.is_dir() {
             let message = "is a directory; give the path of a .gguf file".to_owned();
+            return Err(Error::NotGguf { path: path.to_owned(), message });
+        }
+        if !meta.is_file() {
+            let message = "is no regular file, so it cannot be mapped; give the path of a .gguf file".to_owned();
             return Err(Error::NotGguf { path: path.to_owned(), message });
         }
         if meta.len() == 0 {
             let message = "is empty (0 bytes); the download may have failed".to_owned();
             return Err(Error::NotGguf { path: path.to_owned(), message });
         }
+        let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private to this process. Another process truncating the file while it is
         // mapped would fault on access, as it does for every program that maps files; the documentation says so.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;

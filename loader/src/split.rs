@@ -56,19 +56,25 @@ pub(crate) fn part_path(any: &Path, no: u64, count: u64) -> Result<PathBuf> {
     }
 }
 
-/// Checks that a further part says it is what its name says.
-pub(crate) fn check_part(path: &Path, metadata: &Metadata, no: u64, count: u64) -> Result<()> {
-    let found = (metadata.u64("split.no")?, metadata.u64("split.count")?);
-    if found != (Some(no), Some(count)) {
-        let shown = |v: Option<u64>| v.map_or("none".to_owned(), |v| v.to_string());
-        return Err(error(
-            path,
-            format!(
-                "does not belong here: `split.no` is {} and `split.count` is {} (expected {no} and {count})",
-                shown(found.0),
-                shown(found.1)
-            ),
-        ));
+/// Checks that a further part says it is what its name says, and counts the same tensors as the `first` one.
+pub(crate) fn check_part(path: &Path, metadata: &Metadata, no: u64, count: u64, first: &Metadata) -> Result<()> {
+    for (key, expected) in [
+        ("split.no", Some(no)),
+        ("split.count", Some(count)),
+        ("split.tensors.count", first.u64("split.tensors.count")?),
+    ] {
+        let found = metadata.u64(key)?;
+        if found != expected {
+            let shown = |v: Option<u64>| v.map_or("missing".to_owned(), |v| v.to_string());
+            let message = format!(
+                "does not belong here as part {} of {count}: metadata key `{key}` is {} (expected: {}); the parts of \
+                 different models or downloads may be mixed",
+                no + 1,
+                shown(found),
+                shown(expected)
+            );
+            return Err(error(path, message));
+        }
     }
     Ok(())
 }

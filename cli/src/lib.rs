@@ -1,0 +1,3 @@
+//! What the `tandem` command is made of.
+
+pub mod fetch;

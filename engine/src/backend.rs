@@ -1,0 +1,58 @@
+//! The seam between a program and the device it runs on.
+
+use std::ops::Range;
+
+use crate::error::Result;
+
+/// Consecutive tokens of one sequence, evaluated together.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// Position of the first token in the sequence: as many are in the cache before it.
+    pub start: usize,
+    /// Rows of the batch whose logits are wanted.
+    pub outputs: (usize, usize),
+}
+
+impl Batch<'_> {
+    /// Rows of the batch whose logits are wanted.
+    pub fn output_rows(&self) -> Range<usize> {
+        self.outputs.0..self.outputs.1
+    }
+}
+
+/// What crosses between devices: the residual stream, and at the end the logits.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    /// The residual stream X, `[n_tokens, n_embd]`, row-major.
+    pub x: Vec<f32>,
+    /// Logits of the output rows, `[n_outputs, n_vocab]`, row-major; filled by the head block.
+    pub logits: Vec<f32>,
+}
+
+/// Bytes a backend holds, by use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Weights, as stored on the device.
+    pub weights: usize,
+    /// KV cache of the whole context.
+    pub kv_cache: usize,
+    /// Registers and work buffers.
+    pub scratch: usize,
+}
+
+/// Where blocks run. A backend loads the weights of the blocks placed on it when it is made, and keeps their KV cache.
+///
+/// There is nothing per-operation here on purpose: with whole blocks a backend can keep one parallel region (or one
+/// command encoder) open, and only X crosses between devices.
+pub trait Backend: Send {
+    /// Name for people.
+    fn name(&self) -> &str;
+
+    /// Runs `blocks` (indices into the program's blocks, all of them loaded here) over the batch.
+    fn run(&mut self, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) -> Result<()>;
+
+    /// Bytes held.
+    fn memory(&self) -> MemoryReport;
+}

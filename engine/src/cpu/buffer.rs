@@ -1,0 +1,35 @@
+//! Large zeroed memory for weights and caches: page-aligned, in huge pages where the system offers them, and not
+//! resident until it is touched.
+
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
+
+use crate::error::{Error, Result};
+
+/// Zeroed bytes straight from the operating system.
+pub(crate) struct Buffer(MmapMut);
+
+impl Buffer {
+    /// `bytes` of zeros for `what` (for the message when there is no memory).
+    pub(crate) fn zeroed(bytes: usize, what: &'static str) -> Result<Buffer> {
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(|source| Error::OutOfMemory { what, bytes, source })?;
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Buffer(map))
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}

@@ -1,0 +1,171 @@
+//! Plain Rust: runs everywhere, and is the yardstick of the others.
+
+use super::{Isa, LANES};
+
+/// No instruction set beyond the target's own.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+#[inline(always)]
+fn lanes<T>(f: impl FnMut(usize) -> T) -> [T; LANES] {
+    std::array::from_fn(f)
+}
+
+// SAFETY (all methods): pointers are valid for the elements read or written, as the trait requires.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Isa for Scalar {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+    type B = [u8; 64];
+
+    #[inline(always)]
+    unsafe fn f_splat(x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn f_load(p: *const f32) -> Self::F {
+        unsafe { p.cast::<Self::F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn f_store(p: *mut f32, v: Self::F) {
+        unsafe { p.cast::<Self::F>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn f_add(a: Self::F, b: Self::F) -> Self::F {
+        lanes(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn f_mul(a: Self::F, b: Self::F) -> Self::F {
+        lanes(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn f_div(a: Self::F, b: Self::F) -> Self::F {
+        lanes(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        lanes(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F {
+        lanes(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F {
+        lanes(|i| a[i].min(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn f_sum(v: Self::F) -> f32 {
+        let half: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+        let quarter: [f32; 4] = std::array::from_fn(|i| half[i] + half[i + 4]);
+        (quarter[0] + quarter[2]) + (quarter[1] + quarter[3])
+    }
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        v.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn f_abs(v: Self::F) -> Self::F {
+        lanes(|i| v[i].abs())
+    }
+
+    #[inline(always)]
+    unsafe fn f_load_f16(p: *const u16) -> Self::F {
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        lanes(|i| half::f16::from_bits(bits[i]).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn f_load_bf16(p: *const u16) -> Self::F {
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        lanes(|i| f32::from_bits(u32::from(bits[i]) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn i_splat(x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn i_load_u8(p: *const u8) -> Self::I {
+        let bytes = unsafe { p.cast::<[u8; LANES]>().read_unaligned() };
+        lanes(|i| bytes[i].into())
+    }
+    #[inline(always)]
+    unsafe fn i_load_i8(p: *const i8) -> Self::I {
+        let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
+        lanes(|i| bytes[i].into())
+    }
+    #[inline(always)]
+    unsafe fn i_and(a: Self::I, mask: i32) -> Self::I {
+        lanes(|i| a[i] & mask)
+    }
+    #[inline(always)]
+    unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
+        lanes(|i| a[i] << n)
+    }
+    #[inline(always)]
+    unsafe fn i_shr(a: Self::I, n: u32) -> Self::I {
+        lanes(|i| a[i] >> n)
+    }
+    #[inline(always)]
+    unsafe fn i_sum(v: Self::I) -> i32 {
+        v.iter().sum()
+    }
+    #[inline(always)]
+    unsafe fn i_to_f(v: Self::I) -> Self::F {
+        lanes(|i| v[i] as f32)
+    }
+    #[inline(always)]
+    unsafe fn f_to_i(v: Self::F) -> Self::I {
+        lanes(|i| v[i].round_ties_even() as i32)
+    }
+    #[inline(always)]
+    unsafe fn i_as_f(v: Self::I) -> Self::F {
+        lanes(|i| f32::from_bits(v[i] as u32))
+    }
+    #[inline(always)]
+    unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(lanes(|i| v[i] as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn b_load(p: *const u8) -> Self::B {
+        unsafe { p.cast::<Self::B>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn b_store(p: *mut u8, v: Self::B) {
+        unsafe { p.cast::<Self::B>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn b_and(a: Self::B, mask: u8) -> Self::B {
+        std::array::from_fn(|i| a[i] & mask)
+    }
+    #[inline(always)]
+    unsafe fn b_or(a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn b_shl(a: Self::B, n: u32) -> Self::B {
+        std::array::from_fn(|i| a[i] << n)
+    }
+    #[inline(always)]
+    unsafe fn b_shr(a: Self::B, n: u32) -> Self::B {
+        std::array::from_fn(|i| a[i] >> n)
+    }
+    #[inline(always)]
+    unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() };
+        lanes(|i| acc[i] + (0..4).map(|t| i32::from(w[4 * i + t]) * i32::from(a[t])).sum::<i32>())
+    }
+    #[inline(always)]
+    unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        unsafe { Self::dot4(acc, w, a) }
+    }
+}

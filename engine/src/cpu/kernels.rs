@@ -1,0 +1,231 @@
+//! The kernels compiled for one instruction set, as a table of functions chosen once per model load.
+
+use std::ops::Range;
+
+use tandem_loader::GgmlType;
+use tandem_models::Activation;
+
+use super::attention::{AttentionWork, HeadCache, QueryRow};
+use super::isa::LANES;
+use super::matmul::Acts;
+
+/// Multiplies one panel with some columns; see [`super::matmul::panel`].
+pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32);
+/// Interleaves 16 rows' blocks.
+pub(crate) type PackFn = fn(rows: &[&[u8]; LANES], out: &mut [u8]);
+
+/// How one weight type is packed and multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct MatrixKernel {
+    /// Weights along k packed at a time (whole rows for plain numbers).
+    pub(crate) block: usize,
+    /// Whether activations are quantized to int8.
+    pub(crate) quantized: bool,
+    pub(crate) pack: PackFn,
+    pub(crate) panel: PanelFn,
+}
+
+/// All kernels of one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    /// Name for people.
+    pub(crate) name: &'static str,
+    /// The kernel of a weight type, where there is one.
+    pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
+    pub(crate) quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut f32, *mut f32),
+    pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
+    pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
+    pub(crate) glu: unsafe fn(Activation, *const f32, *const f32, *mut f32),
+    pub(crate) attend_f16: unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork),
+    pub(crate) attend_f32: unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork),
+    pub(crate) merge: unsafe fn(&mut QueryRow, (f32, f32), *const f32, usize),
+}
+
+/// An instruction set that the CPU backend can be limited to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IsaLevel {
+    /// Plain Rust.
+    Scalar,
+    /// AVX2, FMA, F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512,
+}
+
+impl IsaLevel {
+    /// All levels, lowest first.
+    pub const ALL: [IsaLevel; 3] = [IsaLevel::Scalar, IsaLevel::Avx2, IsaLevel::Avx512];
+
+    /// Name for people and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            IsaLevel::Scalar => "scalar",
+            IsaLevel::Avx2 => "avx2",
+            IsaLevel::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this CPU has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            IsaLevel::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && IsaLevel::Avx2.is_available()
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            IsaLevel::Avx2 | IsaLevel::Avx512 => false,
+        }
+    }
+
+    /// The best level of this CPU, at most `cap`.
+    pub fn best(cap: Option<IsaLevel>) -> IsaLevel {
+        let cap = cap.unwrap_or(IsaLevel::Avx512);
+        IsaLevel::ALL.into_iter().rfind(|l| *l <= cap && l.is_available()).unwrap_or(IsaLevel::Scalar)
+    }
+
+    /// The level's kernels. The level must be available.
+    pub(crate) fn kernels(self) -> Kernels {
+        assert!(self.is_available(), "this CPU has no {}", self.name());
+        match self {
+            IsaLevel::Scalar => scalar::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx2 => avx2::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512 => avx512::kernels(),
+            #[cfg(not(target_arch = "x86_64"))]
+            IsaLevel::Avx2 | IsaLevel::Avx512 => unreachable!("not available on this architecture"),
+        }
+    }
+}
+
+/// Compiles the generic kernels for one instruction set: thin functions that enable its features around generic bodies.
+macro_rules! kernels_for {
+    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, $(#[$feature:meta])?) => {
+        mod $module {
+            use super::super::attention::{self, AttentionWork, HeadCache, KvElement, KvF16, KvF32, QueryRow};
+            use super::super::isa;
+            use super::super::matmul::{self, Acts};
+            use super::super::ops;
+            use super::super::pack::{self, Packed, PackedFloat};
+            use super::{Activation, GgmlType, Kernels, MatrixKernel, Range};
+
+            // SAFETY (all functions): the callers' promises are those of the generic bodies; `IsaLevel::kernels` has
+            // checked that the CPU has the features.
+            $(#[$feature])?
+            unsafe fn panel<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { matmul::panel::<$isa, P, $tile>(p, acts, cols, work, out) }
+            }
+            $(#[$feature])?
+            unsafe fn float<P: PackedFloat>(p: *const u8, acts: &Acts, cols: Range<usize>, _: *mut u8, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { matmul::float_panel::<$isa, P, $tile>(p, acts, cols, out) }
+            }
+            $(#[$feature])?
+            unsafe fn quantize(x: *const f32, n: usize, q: *mut i8, d: *mut f32, sum32: *mut f32, sum16: *mut f32) {
+                // SAFETY: see above.
+                unsafe { matmul::quantize::<$isa>(x, n, q, d, sum32, sum16) }
+            }
+            $(#[$feature])?
+            unsafe fn dot_f32(a: *const f32, b: *const f32, n: usize) -> f32 {
+                // SAFETY: see above.
+                unsafe { matmul::dot_f32::<$isa>(a, b, n) }
+            }
+            $(#[$feature])?
+            unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], add: bool) {
+                // SAFETY: see above.
+                unsafe { ops::rms_norm::<$isa>(x, weight, eps, out, add) }
+            }
+            $(#[$feature])?
+            unsafe fn head_norm(head: &mut [f32], weight: &[f32], eps: f32) {
+                // SAFETY: see above.
+                unsafe { ops::head_norm::<$isa>(head, weight, eps) }
+            }
+            $(#[$feature])?
+            unsafe fn glu(act: Activation, gate: *const f32, up: *const f32, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { ops::glu::<$isa>(act, gate, up, out) }
+            }
+            $(#[$feature])?
+            unsafe fn attend<E: KvElement>(
+                cache: &HeadCache,
+                rows: &mut [QueryRow],
+                scale: f32,
+                chunk: usize,
+                work: &mut AttentionWork,
+            ) {
+                // SAFETY: see above.
+                unsafe { attention::chunk::<$isa, E>(cache, rows, scale, chunk, work) }
+            }
+
+            $(#[$feature])?
+            unsafe fn merge(row: &mut QueryRow, share: (f32, f32), partial: *const f32, stride: usize) {
+                // SAFETY: see above.
+                unsafe { attention::merge::<$isa>(row, share, partial, stride) }
+            }
+
+            fn quantized<P: Packed>() -> Option<MatrixKernel> {
+                Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> })
+            }
+
+            fn plain<P: PackedFloat>() -> Option<MatrixKernel> {
+                Some(MatrixKernel { block: 1, quantized: false, pack: P::pack, panel: float::<P> })
+            }
+
+            fn matrix(ty: GgmlType) -> Option<MatrixKernel> {
+                use GgmlType::*;
+                match ty {
+                    F32 => plain::<pack::F32>(),
+                    F16 => plain::<pack::F16>(),
+                    BF16 => plain::<pack::BF16>(),
+                    Q4_0 => quantized::<pack::Q4_0>(),
+                    Q4_1 => quantized::<pack::Q4_1>(),
+                    Q5_0 => quantized::<pack::Q5_0>(),
+                    Q5_1 => quantized::<pack::Q5_1>(),
+                    Q8_0 => quantized::<pack::Q8_0>(),
+                    Q2_K => quantized::<pack::Q2K>(),
+                    Q3_K => quantized::<pack::Q3K>(),
+                    Q4_K => quantized::<pack::Q4K>(),
+                    Q5_K => quantized::<pack::Q5K>(),
+                    Q6_K => quantized::<pack::Q6K>(),
+                    IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
+                    TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+                    Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
+                }
+            }
+
+            pub(super) fn kernels() -> Kernels {
+                Kernels {
+                    name: $level.name(),
+                    matrix,
+                    quantize,
+                    dot_f32,
+                    rms_norm,
+                    head_norm,
+                    glu,
+                    attend_f16: attend::<KvF16>,
+                    attend_f32: attend::<KvF32>,
+                    merge,
+                }
+            }
+        }
+    };
+}
+
+kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2,);
+#[cfg(target_arch = "x86_64")]
+kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12,
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);

@@ -1,0 +1,46 @@
+//! The KV cache of the CPU backend.
+
+use super::attention::HeadCache;
+use super::buffer::Buffer;
+use super::isa::LANES;
+use crate::error::Result;
+use crate::model::KvType;
+
+/// Keys and values of one layer, all KV heads; see [`HeadCache`] for the layout of a head.
+pub(crate) struct LayerCache {
+    k: Buffer,
+    v: Buffer,
+    head_dim: usize,
+    /// Bytes of one head's keys and of its values.
+    head_bytes: (usize, usize),
+}
+
+impl LayerCache {
+    /// An empty cache for `n_ctx` positions. Memory is taken as positions are filled.
+    pub(crate) fn new(n_ctx: usize, n_head_kv: usize, head_dim: usize, kv_type: KvType) -> Result<LayerCache> {
+        let positions = n_ctx.next_multiple_of(LANES);
+        let stride = head_dim.next_multiple_of(LANES);
+        let head_bytes = (positions * head_dim * kv_type.bytes(), positions * stride * kv_type.bytes());
+        Ok(LayerCache {
+            k: Buffer::zeroed(head_bytes.0 * n_head_kv, "the KV cache")?,
+            v: Buffer::zeroed(head_bytes.1 * n_head_kv, "the KV cache")?,
+            head_dim,
+            head_bytes,
+        })
+    }
+
+    /// One head's part.
+    pub(crate) fn head(&mut self, head: usize) -> HeadCache {
+        HeadCache {
+            k: self.k[head * self.head_bytes.0..][..self.head_bytes.0].as_mut_ptr(),
+            v: self.v[head * self.head_bytes.1..][..self.head_bytes.1].as_mut_ptr(),
+            head_dim: self.head_dim,
+            value_stride: self.head_dim.next_multiple_of(LANES),
+        }
+    }
+
+    /// Bytes of the whole context.
+    pub(crate) fn bytes(&self) -> usize {
+        self.k.len() + self.v.len()
+    }
+}

@@ -1,0 +1,130 @@
+//! Weight matrices of the CPU backend: packed panels, or (exact precision) rows decoded from the file each time.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use tandem_loader::{Gguf, TensorInfo, quant};
+
+use super::buffer::Buffer;
+use super::isa::LANES;
+use super::kernels::{Kernels, MatrixKernel};
+use super::matmul::{Acts, work_bytes};
+use crate::error::Result;
+
+/// A matrix `[n_out, n_in]` that can be multiplied 16 rows at a time.
+pub(crate) struct Matrix {
+    pub(crate) n_in: usize,
+    pub(crate) n_out: usize,
+    storage: Storage,
+}
+
+enum Storage {
+    /// Packed, for the fast path.
+    Panels { kernel: MatrixKernel, panel_bytes: usize, data: Buffer },
+    /// The file's own blocks, decoded to f32 row by row: nothing is rounded.
+    Rows {
+        gguf: Arc<Gguf>,
+        tensor: TensorInfo,
+        decode: quant::Decode,
+        dot: unsafe fn(*const f32, *const f32, usize) -> f32,
+    },
+}
+
+impl Matrix {
+    /// Packs a tensor into panels, in parallel on the current rayon pool, and lets go of its file pages.
+    pub(crate) fn pack(gguf: &Gguf, tensor: &TensorInfo, kernels: &Kernels) -> Result<Matrix> {
+        quant::decoder(tensor)?;
+        let unsupported = || tandem_loader::Error::UnsupportedType {
+            tensor: tensor.name.clone(),
+            ty: tensor.ty.name(),
+            supported: quant::supported_types(),
+        };
+        let kernel = (kernels.matrix)(tensor.ty).ok_or_else(unsupported)?;
+        let (n_in, n_out) = (tensor.row_len(), tensor.n_rows());
+        let row_bytes = tensor.n_bytes() / n_out;
+        let panel_bytes = row_bytes * LANES;
+        let mut data = Buffer::zeroed(panel_bytes * n_out.div_ceil(LANES), "weights")?;
+        gguf.prefetch(tensor);
+        let file = gguf.data(tensor);
+        data.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(p, out)| {
+            pack_panel(&kernel, &file[p * panel_bytes..file.len().min((p + 1) * panel_bytes)], row_bytes, n_in, out);
+        });
+        gguf.forget(tensor);
+        Ok(Matrix { n_in, n_out, storage: Storage::Panels { kernel, panel_bytes, data } })
+    }
+
+    /// Uses a tensor as it lies in the file.
+    pub(crate) fn rows(gguf: &Arc<Gguf>, tensor: &TensorInfo, kernels: &Kernels) -> Result<Matrix> {
+        let decode = quant::decoder(tensor)?;
+        let storage = Storage::Rows { gguf: gguf.clone(), tensor: tensor.clone(), decode, dot: kernels.dot_f32 };
+        Ok(Matrix { n_in: tensor.row_len(), n_out: tensor.n_rows(), storage })
+    }
+
+    /// Number of 16-row panels.
+    pub(crate) fn n_panels(&self) -> usize {
+        self.n_out.div_ceil(LANES)
+    }
+
+    /// Whether its input must be quantized first.
+    pub(crate) fn wants_quantized(&self) -> bool {
+        match &self.storage {
+            Storage::Panels { kernel, .. } => kernel.quantized,
+            Storage::Rows { .. } => false,
+        }
+    }
+
+    /// Bytes of memory of its own (file pages not counted).
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Panels { data, .. } => data.len(),
+            Storage::Rows { .. } => 0,
+        }
+    }
+
+    /// Bytes of work memory [`Matrix::multiply`] needs.
+    pub(crate) fn work_bytes(&self) -> usize {
+        work_bytes(self.n_in.next_multiple_of(32)).max(4 * self.n_in)
+    }
+
+    /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.
+    ///
+    /// # Safety
+    /// `acts` has rows of `n_in` for `cols`, quantized where wanted; `work` and `out` are large enough.
+    pub(crate) unsafe fn multiply(&self, p: usize, acts: &Acts, cols: Range<usize>, work: &mut [u8], out: &mut [f32]) {
+        assert!(acts.n_in == self.n_in && out.len() >= LANES * cols.len() && work.len() >= self.work_bytes());
+        match &self.storage {
+            Storage::Panels { kernel, panel_bytes, data } => {
+                let panel = &data[p * panel_bytes..(p + 1) * panel_bytes];
+                // SAFETY: a whole panel; buffers checked above; `acts` as the caller promises.
+                unsafe { (kernel.panel)(panel.as_ptr(), acts, cols, work.as_mut_ptr(), out.as_mut_ptr()) }
+            }
+            Storage::Rows { gguf, tensor, decode, dot } => {
+                let file = gguf.data(tensor);
+                let row_bytes = file.len() / self.n_out;
+                let work: &mut [f32] = &mut bytemuck::cast_slice_mut(&mut work[..4 * self.n_in])[..self.n_in];
+                for r in p * LANES..self.n_out.min((p + 1) * LANES) {
+                    decode(&file[r * row_bytes..(r + 1) * row_bytes], work);
+                    for (i, col) in cols.clone().enumerate() {
+                        // SAFETY: rows of n_in floats, as the caller promises.
+                        let y = unsafe { dot(work.as_ptr(), acts.x.add(col * self.n_in), self.n_in) };
+                        out[i * LANES + r % LANES] = y;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Interleaves up to 16 rows into one panel; missing rows are zeros.
+fn pack_panel(kernel: &MatrixKernel, file: &[u8], row_bytes: usize, n_in: usize, out: &mut [u8]) {
+    let zeros = vec![0u8; row_bytes];
+    let rows: [&[u8]; LANES] = std::array::from_fn(|r| file.get(r * row_bytes..(r + 1) * row_bytes).unwrap_or(&zeros));
+    if !kernel.quantized {
+        return (kernel.pack)(&rows, out);
+    }
+    let block_bytes = row_bytes / (n_in / kernel.block);
+    for (b, out) in out.chunks_exact_mut(LANES * block_bytes).enumerate() {
+        (kernel.pack)(&rows.map(|row| &row[b * block_bytes..(b + 1) * block_bytes]), out);
+    }
+}

@@ -1,0 +1,217 @@
+//! The thread team: one parallel region per forward pass, whose members walk the steps together.
+//!
+//! Members claim work from a shared cursor, so that a slow core does not hold the others, and meet at a barrier after
+//! each phase. The barrier spins briefly and then yields: a pure spin barrier collapses when another process takes one
+//! of the cores.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Spins before a waiting member gives up its time slice: a few microseconds, longer than most phases are uneven.
+const SPINS: usize = 2_000;
+
+/// A private pool of `n` threads that run one closure together.
+pub(crate) struct Team {
+    pool: Option<rayon::ThreadPool>,
+    n: usize,
+    sync: Sync,
+}
+
+/// State the members share. Padded, so that the cursor and the barrier do not share a cache line.
+#[derive(Default)]
+struct Sync {
+    cursor: Padded<AtomicUsize>,
+    arrived: Padded<AtomicUsize>,
+    generation: Padded<AtomicUsize>,
+    poisoned: AtomicBool,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl Team {
+    pub(crate) fn new(n: usize) -> Result<Team> {
+        let fail = |e: rayon::ThreadPoolBuildError| Error::Threads { threads: n, message: e.to_string() };
+        let build =
+            || rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("tandem-cpu-{i}")).build();
+        let pool = if n > 1 { Some(build().map_err(fail)?) } else { None };
+        Ok(Team { pool, n: n.max(1), sync: Sync::default() })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Runs `work` with the team's threads as the current rayon pool.
+    pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            None => work(),
+            Some(pool) => pool.install(work),
+        }
+    }
+
+    /// Runs `body` once on every member, in parallel, and returns when all are done.
+    pub(crate) fn run(&mut self, body: impl Fn(&Member<'_>) + std::marker::Sync) {
+        self.sync = Sync::default();
+        let sync = &self.sync;
+        match &self.pool {
+            None => body(&Member { index: 0, n: 1, sync }),
+            Some(pool) => {
+                let n = self.n;
+                pool.broadcast(|ctx| {
+                    let _guard = PoisonOnPanic(sync);
+                    body(&Member { index: ctx.index(), n, sync });
+                });
+            }
+        }
+    }
+}
+
+/// Lets the other members fail too when one panics, instead of waiting for it for ever.
+struct PoisonOnPanic<'a>(&'a Sync);
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.poisoned.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// One thread of the team inside [`Team::run`].
+pub(crate) struct Member<'a> {
+    /// From 0; owns the scratch of that index.
+    pub(crate) index: usize,
+    n: usize,
+    sync: &'a Sync,
+}
+
+impl Member<'_> {
+    /// One phase: `body` gets disjoint ranges that together cover `0..n_items`, claimed `grain` at a time; returns when
+    /// all members are through.
+    pub(crate) fn phase(&self, n_items: usize, grain: usize, mut body: impl FnMut(Range<usize>)) {
+        let grain = grain.max(1);
+        if self.n == 1 {
+            if n_items > 0 {
+                body(0..n_items);
+            }
+            return;
+        }
+        loop {
+            let start = self.sync.cursor.0.fetch_add(grain, Ordering::Relaxed);
+            if start >= n_items {
+                break;
+            }
+            body(start..(start + grain).min(n_items));
+        }
+        self.barrier();
+    }
+
+    /// A phase whose items are about equally long: claimed in a few pieces per member.
+    pub(crate) fn phase_even(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
+        self.phase(n_items, n_items.div_ceil(self.n * 8), body);
+    }
+
+    fn barrier(&self) {
+        let generation = self.sync.generation.0.load(Ordering::Acquire);
+        if self.sync.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.n {
+            self.sync.arrived.0.store(0, Ordering::Relaxed);
+            self.sync.cursor.0.store(0, Ordering::Relaxed);
+            self.sync.generation.0.store(generation + 1, Ordering::Release);
+            return;
+        }
+        let mut spins = 0;
+        while self.sync.generation.0.load(Ordering::Acquire) == generation {
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+            } else {
+                assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// A slice that team members read and write by turns.
+#[derive(Debug)]
+pub(crate) struct Shared<T> {
+    ptr: *mut T,
+    len: usize,
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: a `Shared` is a pointer to plain numbers; who may touch which part when is the contract of its two methods.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> std::marker::Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Borrows `slice` for the members of one [`Team::run`], which must end before `slice` is used again.
+    pub(crate) fn new(slice: &mut [T]) -> Shared<T> {
+        Shared { ptr: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// Reads a range.
+    ///
+    /// # Safety
+    /// No member writes the range in this phase.
+    pub(crate) unsafe fn get(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "range outside the shared slice");
+        // SAFETY: in bounds by the assertion, not written by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(range.start), range.len()) }
+    }
+
+    /// Writes a range.
+    ///
+    /// # Safety
+    /// No other member reads or writes the range in this phase.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "range outside the shared slice");
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_cover_all_items_once_and_in_turn() {
+        for n in [1, 2, 5] {
+            let mut team = Team::new(n).unwrap();
+            let mut data = vec![0u32; 1003];
+            let shared = Shared::new(&mut data);
+            team.run(|m| {
+                for round in 0..50 {
+                    m.phase(1003, 7, |range| {
+                        // SAFETY: ranges of one phase are disjoint.
+                        for x in unsafe { shared.get_mut(range) } {
+                            assert_eq!(*x, round);
+                            *x += 1;
+                        }
+                    });
+                }
+            });
+            assert!(data.iter().all(|x| *x == 50));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "panicked")]
+    fn a_panic_reaches_the_caller() {
+        Team::new(2).unwrap().run(|m| m.phase(2, 1, |range| assert!(range.start != 0, "planted: a member panicked")));
+    }
+}

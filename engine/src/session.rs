@@ -1,0 +1,122 @@
+//! One sequence of tokens over a model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::backend::{Batch, Hidden};
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Tokens evaluated together in a prompt, unless the caller asks for another number.
+pub const DEFAULT_BATCH: usize = 512;
+/// Most logits kept at a time (64 MiB): what limits the batch when all rows are wanted.
+const MAX_LOGITS: usize = 16 << 20;
+
+/// Which logits an evaluation computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outputs {
+    /// Those of the last token.
+    Last,
+    /// None: the tokens only enter the cache.
+    None,
+}
+
+/// A sequence: the tokens in the KV cache, and the logits after the last one.
+pub struct Session {
+    model: Model,
+    tokens: Vec<u32>,
+    hidden: Hidden,
+    batch: usize,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// An empty sequence.
+    pub fn new(model: Model) -> Session {
+        Session {
+            model,
+            tokens: Vec::new(),
+            hidden: Hidden::default(),
+            batch: DEFAULT_BATCH,
+            interrupt: Arc::default(),
+        }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokens evaluated so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Sets the number of tokens evaluated together. Results do not depend on it.
+    pub fn set_batch(&mut self, batch: usize) {
+        self.batch = batch.max(1);
+    }
+
+    /// A flag that stops an evaluation between batches with [`Error::Interrupted`] when set.
+    pub fn interrupt(&self) -> Arc<AtomicBool> {
+        self.interrupt.clone()
+    }
+
+    /// Evaluates tokens after those already in the sequence. With [`Outputs::Last`], returns the logits after the last
+    /// token, `[n_vocab]`.
+    ///
+    /// # Errors
+    /// A full context; a token outside the vocabulary; an interruption (tokens evaluated before it stay).
+    pub fn eval(&mut self, tokens: &[u32], outputs: Outputs) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let n_batches = tokens.len().div_ceil(self.batch);
+        for (i, part) in tokens.chunks(self.batch).enumerate() {
+            let wanted = outputs == Outputs::Last && i + 1 == n_batches;
+            let n = part.len();
+            self.run(part, if wanted { (n - 1, n) } else { (n, n) })?;
+        }
+        Ok(&self.hidden.logits)
+    }
+
+    /// Evaluates tokens and gives the logits of every one of them to `row`, in order, `[n_vocab]` each.
+    ///
+    /// # Errors
+    /// As for [`Session::eval`].
+    pub fn eval_all(&mut self, tokens: &[u32], mut row: impl FnMut(&[f32])) -> Result<()> {
+        self.check(tokens)?;
+        let n_vocab = self.model.program().hparams.n_vocab;
+        let batch = self.batch.min(MAX_LOGITS / n_vocab).max(1);
+        for part in tokens.chunks(batch) {
+            self.run(part, (0, part.len()))?;
+            self.hidden.logits.chunks_exact(n_vocab).for_each(&mut row);
+        }
+        Ok(())
+    }
+
+    /// Forgets all tokens from `n` on.
+    pub fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let n_vocab = self.model.program().hparams.n_vocab;
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= n_vocab) {
+            return Err(Error::BadToken { token: *token, n_vocab });
+        }
+        let needed = self.tokens.len() + tokens.len();
+        if needed > self.model.n_ctx() {
+            return Err(Error::ContextFull { needed, n_ctx: self.model.n_ctx() });
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, tokens: &[u32], outputs: (usize, usize)) -> Result<()> {
+        if self.interrupt.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let batch = Batch { tokens, start: self.tokens.len(), outputs };
+        self.model.forward(&batch, &mut self.hidden)?;
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+}

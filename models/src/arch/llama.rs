@@ -1,0 +1,33 @@
+//! Llama and the many models that share its layer: pre-norm, grouped-query attention with neighbour-paired RoPE, SwiGLU.
+
+use tandem_loader::Gguf;
+
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::hparams::Keys;
+use crate::program::Activation;
+use crate::rope::{Rope, RopePairing};
+
+pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result<()> {
+    if keys.size("expert_count").is_ok_and(|n| n.is_some()) {
+        return Err(Error::Unsupported { what: format!("a mixture of experts (`{}`)", keys.name("expert_count")) });
+    }
+    let rope = b.add_rope(Rope::read(RopePairing::Normal, keys, &b.hp, gguf)?);
+    let scale = keys.f32("attention.scale")?.filter(|s| *s != 0.0);
+    b.embed(1.0);
+    for l in 0..b.hp.n_layer {
+        b.attention(l, |b| {
+            b.pre_norm("attn_norm");
+            b.qkv();
+            b.attend(rope, scale, None);
+            b.add_attention_output();
+        });
+        b.feed_forward(l, |b| {
+            b.pre_norm("ffn_norm");
+            b.glu(Activation::Silu);
+            b.add_ffn_down();
+        });
+    }
+    b.head(None);
+    Ok(())
+}

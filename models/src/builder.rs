@@ -1,0 +1,240 @@
+//! The builder that architecture files call: each call emits a step, finds its tensors and checks their shapes.
+//!
+//! Calls do not return errors, so that an architecture reads like a forward pass; the first error is kept and returned
+//! by [`Builder::finish`].
+
+use std::collections::{HashMap, HashSet};
+
+use tandem_loader::Gguf;
+
+use crate::error::{Error, Result};
+use crate::hparams::{Hparams, Keys};
+use crate::program::*;
+use crate::rope::Rope;
+
+pub(crate) struct Builder<'a> {
+    gguf: &'a Gguf,
+    pub(crate) hp: Hparams,
+    weights: Vec<Weight>,
+    ids: HashMap<(String, bool), WeightId>,
+    ropes: Vec<Rope>,
+    blocks: Vec<Block>,
+    steps: Vec<Step>,
+    block_weights: Vec<WeightId>,
+    /// Prefix of tensor names in the current block: `blk.3.` or nothing.
+    prefix: String,
+    layer: usize,
+    error: Option<Error>,
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(gguf: &'a Gguf, keys: &Keys<'_>) -> Result<Builder<'a>> {
+        Ok(Builder {
+            gguf,
+            hp: Hparams::read(keys, gguf)?,
+            weights: Vec::new(),
+            ids: HashMap::new(),
+            ropes: Vec::new(),
+            blocks: Vec::new(),
+            steps: Vec::new(),
+            block_weights: Vec::new(),
+            prefix: String::new(),
+            layer: 0,
+            error: None,
+        })
+    }
+
+    // Blocks.
+
+    /// Adds a rotary embedding for [`Builder::rope`] to name.
+    pub(crate) fn add_rope(&mut self, rope: Rope) -> usize {
+        self.ropes.push(rope);
+        self.ropes.len() - 1
+    }
+
+    /// The embedding block: `X = scale * token_embd[token]`.
+    pub(crate) fn embed(&mut self, scale: f32) {
+        let table = self.weight("token_embd.weight", WeightRole::Table, self.hp.n_embd, self.hp.n_vocab);
+        self.steps.push(Step::Embed { table, scale });
+        self.end_block(BlockKind::Embed);
+    }
+
+    /// The attention half of layer `l`.
+    pub(crate) fn attention(&mut self, l: usize, body: impl FnOnce(&mut Self)) {
+        self.layer_block(l, body, BlockKind::Attention(l));
+    }
+
+    /// The feed-forward half of layer `l`.
+    pub(crate) fn feed_forward(&mut self, l: usize, body: impl FnOnce(&mut Self)) {
+        self.layer_block(l, body, BlockKind::FeedForward(l));
+    }
+
+    /// The output head: final norm, then `output.weight` or, where the file ties it, the embedding.
+    pub(crate) fn head(&mut self, soft_cap: Option<f32>) {
+        self.norm("output_norm", Reg::X, Reg::H, false);
+        let tied = self.gguf.tensor("output.weight").is_none();
+        let linear = self.linear(if tied { "token_embd" } else { "output" }, self.hp.n_embd, self.hp.n_vocab);
+        self.steps.push(Step::Logits { linear, soft_cap });
+        self.end_block(BlockKind::Head);
+    }
+
+    // Steps. Tensor names are relative to the layer.
+
+    /// `output = rmsnorm(input)`, or `output += rmsnorm(input)`.
+    pub(crate) fn norm(&mut self, name: &str, input: Reg, output: Reg, add: bool) {
+        let norm = self.vector(name, self.hp.n_embd);
+        self.steps.push(Step::Norm { norm, input, output, add });
+    }
+
+    /// `H = rmsnorm(X)`: the start of a half-layer.
+    pub(crate) fn pre_norm(&mut self, name: &str) {
+        self.norm(name, Reg::X, Reg::H, false);
+    }
+
+    /// `Q, K, V` from `H`.
+    pub(crate) fn qkv(&mut self) {
+        let (n_embd, n_q, n_kv) = (self.hp.n_embd, self.n_q(), self.n_kv());
+        let q = self.linear("attn_q", n_embd, n_q);
+        let k = self.linear("attn_k", n_embd, n_kv);
+        let v = self.linear("attn_v", n_embd, n_kv);
+        self.steps.push(Step::Qkv { q, k, v });
+    }
+
+    /// RMS norm of each query and key head.
+    pub(crate) fn head_norm(&mut self) {
+        let q = self.vector("attn_q_norm", self.hp.head_dim);
+        let k = self.vector("attn_k_norm", self.hp.head_dim);
+        self.steps.push(Step::HeadNorm { q, k });
+    }
+
+    /// Rotates Q and K, stores K and V, attends with the usual scale `1 / sqrt(head_dim)` unless another is given.
+    pub(crate) fn attend(&mut self, rope: usize, scale: Option<f32>, window: Option<usize>) {
+        let layer = self.layer;
+        let scale = scale.unwrap_or(1.0 / (self.hp.head_dim as f32).sqrt());
+        self.steps.push(Step::Rope { rope });
+        self.steps.push(Step::StoreKv { layer });
+        self.steps.push(Step::Attend { layer, scale, window });
+    }
+
+    /// `X += attn_output A`.
+    pub(crate) fn add_attention_output(&mut self) {
+        self.attention_output(Reg::X, true);
+    }
+
+    /// `output = attn_output A`, or `output += ...`.
+    pub(crate) fn attention_output(&mut self, output: Reg, add: bool) {
+        let linear = self.linear("attn_output", self.n_q(), self.hp.n_embd);
+        self.steps.push(Step::Linear { linear, input: Reg::A, output, add });
+    }
+
+    /// `F = act(ffn_gate H) * ffn_up H`.
+    pub(crate) fn glu(&mut self, act: Activation) {
+        let n_ff = self.hp.n_ff[self.layer];
+        let gate = self.linear("ffn_gate", self.hp.n_embd, n_ff);
+        let up = self.linear("ffn_up", self.hp.n_embd, n_ff);
+        self.steps.push(Step::Glu { gate, up, act });
+    }
+
+    /// `X += ffn_down F`.
+    pub(crate) fn add_ffn_down(&mut self) {
+        self.ffn_down(Reg::X, true);
+    }
+
+    /// `output = ffn_down F`, or `output += ...`.
+    pub(crate) fn ffn_down(&mut self, output: Reg, add: bool) {
+        let linear = self.linear("ffn_down", self.hp.n_ff[self.layer], self.hp.n_embd);
+        self.steps.push(Step::Linear { linear, input: Reg::F, output, add });
+    }
+
+    /// The finished program, or the first error met.
+    pub(crate) fn finish(self, arch: &str) -> Result<Program> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let used: HashSet<&str> = self.weights.iter().map(|w| w.tensor.as_str()).chain(["rope_freqs.weight"]).collect();
+        let unused = self.gguf.tensors().iter().filter(|t| !used.contains(t.name.as_str())).map(|t| t.name.clone());
+        let registers = Registers {
+            n_embd: self.hp.n_embd,
+            n_q: self.hp.n_head * self.hp.head_dim,
+            n_kv: self.hp.n_head_kv * self.hp.head_dim,
+            n_ff: self.hp.n_ff.iter().copied().max().unwrap_or(1),
+        };
+        Ok(Program {
+            arch: arch.to_owned(),
+            unused: unused.collect(),
+            registers,
+            hparams: self.hp,
+            weights: self.weights,
+            ropes: self.ropes,
+            blocks: self.blocks,
+        })
+    }
+
+    fn n_q(&self) -> usize {
+        self.hp.n_head * self.hp.head_dim
+    }
+
+    fn n_kv(&self) -> usize {
+        self.hp.n_head_kv * self.hp.head_dim
+    }
+
+    fn layer_block(&mut self, l: usize, body: impl FnOnce(&mut Self), kind: BlockKind) {
+        self.prefix = format!("blk.{l}.");
+        self.layer = l;
+        body(self);
+        self.prefix.clear();
+        self.end_block(kind);
+    }
+
+    fn end_block(&mut self, kind: BlockKind) {
+        let steps = std::mem::take(&mut self.steps);
+        let weights = std::mem::take(&mut self.block_weights);
+        self.blocks.push(Block { kind, steps, weights });
+    }
+
+    /// `NAME.weight` as a norm vector of `n` elements.
+    fn vector(&mut self, name: &str, n: usize) -> Vector {
+        let tensor = format!("{}{name}.weight", self.prefix);
+        Vector { weight: self.weight(&tensor, WeightRole::Vector, n, 1), eps: self.hp.rms_eps }
+    }
+
+    /// `NAME.weight` and, where the file has it, `NAME.bias`.
+    fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Linear {
+        let tensor = format!("{}{name}.weight", self.prefix);
+        let weight = self.weight(&tensor, WeightRole::Matrix, n_in, n_out);
+        let bias = format!("{}{name}.bias", self.prefix);
+        let bias = self.gguf.tensor(&bias).is_some().then(|| self.weight(&bias, WeightRole::Vector, n_out, 1));
+        Linear { weight, bias }
+    }
+
+    fn weight(&mut self, tensor: &str, role: WeightRole, n_in: usize, n_out: usize) -> WeightId {
+        if let Err(error) = self.check(tensor, role, n_in, n_out) {
+            self.error.get_or_insert(error);
+        }
+        let n = self.weights.len();
+        let id = *self.ids.entry((tensor.to_owned(), role == WeightRole::Table)).or_insert(WeightId(n));
+        if id.0 == n {
+            self.weights.push(Weight { tensor: tensor.to_owned(), role, n_in, n_out });
+        }
+        if !self.block_weights.contains(&id) {
+            self.block_weights.push(id);
+        }
+        id
+    }
+
+    fn check(&self, tensor: &str, role: WeightRole, n_in: usize, n_out: usize) -> Result<()> {
+        let Some(info) = self.gguf.tensor(tensor) else {
+            return Err(Error::MissingTensor { tensor: tensor.to_owned() });
+        };
+        let expected = if role == WeightRole::Vector { vec![n_in] } else { vec![n_in, n_out] };
+        // Trailing sizes of 1 carry no meaning.
+        let mut found = info.dims().to_vec();
+        while found.len() > expected.len() && found.last() == Some(&1) {
+            found.pop();
+        }
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Shape { tensor: tensor.to_owned(), found: info.dims().to_vec(), expected, offset: info.offset() })
+    }
+}
