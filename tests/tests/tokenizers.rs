@@ -1,5 +1,6 @@
 //! Tokenizers against reference token ids: whole vocabularies, and two real models.
 
+#![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails, in its helpers too
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
