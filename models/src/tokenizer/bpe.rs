@@ -128,7 +128,16 @@ impl Bpe {
             for piece in pre_tokenizer.pieces(valid) {
                 self.encode_piece(vocab, &valid[piece], &mut scratch, out);
             }
-            self.push_bytes(chunk.invalid(), out);
+            self.encode_invalid(vocab, chunk.invalid(), &mut scratch, out);
+        }
+    }
+
+    /// Some vocabularies lack tokens for bytes that UTF-8 never has: those become U+FFFD.
+    fn encode_invalid(&self, vocab: &Vocab, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if bytes.iter().all(|&byte| self.bytes[byte as usize] < self.symbols.n_vocab) {
+            self.push_bytes(bytes, out);
+        } else {
+            self.encode_piece(vocab, "\u{FFFD}", scratch, out);
         }
     }
 

@@ -77,8 +77,8 @@ pub struct Tokenizer {
 }
 
 enum Model {
-    Bpe(Bpe),
-    Spm { spm: Spm, space_prefix: bool },
+    Bpe(Box<Bpe>),
+    Spm { spm: Box<Spm>, space_prefix: bool },
     Rwkv(Rwkv),
 }
 
@@ -120,7 +120,7 @@ impl Tokenizer {
             Kind::Spm => {
                 let spm = Spm::from_metadata(meta, &vocab, special.unknown)?;
                 let space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-                (Model::Spm { spm, space_prefix }, true)
+                (Model::Spm { spm: Box::new(spm), space_prefix }, true)
             }
             Kind::Rwkv => (Model::Rwkv(Rwkv::new(special.unknown.or(Some(0)))), false),
         };
@@ -310,7 +310,7 @@ fn kind(meta: &Metadata) -> Result<Kind> {
 }
 
 fn bpe(meta: &Metadata, vocab: &Vocab, pre: &'static Pre) -> Result<(Model, bool)> {
-    Ok((Model::Bpe(Bpe::from_metadata(meta, vocab, pre)?), pre.add_bos))
+    Ok((Model::Bpe(Box::new(Bpe::from_metadata(meta, vocab, pre)?)), pre.add_bos))
 }
 
 /// The row of `tokenizer.ggml.pre`. Files from before that key was invented do not have it.

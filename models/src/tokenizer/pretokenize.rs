@@ -59,7 +59,7 @@ impl PreTokenizer {
             // The only failures of these calls are offsets off a character boundary, and matches never are. If one
             // did fail, the text in one piece still becomes tokens that spell it.
             if done.is_err() {
-                return vec![0..text.len()];
+                return std::iter::once(0..text.len()).collect();
             }
         }
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);

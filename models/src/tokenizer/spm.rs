@@ -130,21 +130,17 @@ pub(crate) fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// One symbol per UTF-8 character, by its first byte; damaged text gives shorter ones.
+/// One symbol per UTF-8 character, and one per byte that belongs to none.
 fn split_chars(text: &[u8]) -> Vec<Symbol> {
-    let mut symbols = Vec::with_capacity(text.len());
+    let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
     let mut start = 0;
-    while start < text.len() {
-        let len = match text[start] >> 4 {
-            0b1100 | 0b1101 => 2,
-            0b1110 => 3,
-            0b1111 => 4,
-            _ => 1,
-        };
-        let len = len.min(text.len() - start);
-        let at = symbols.len() as u32;
-        symbols.push(Symbol { start: start as u32, len: len as u32, prev: at.wrapping_sub(1), next: at + 1 });
-        start += len;
+    for chunk in text.utf8_chunks() {
+        let chars = chunk.valid().chars().map(|c| c.len_utf8() as u32);
+        for len in chars.chain(chunk.invalid().iter().map(|_| 1)) {
+            let at = symbols.len() as u32;
+            symbols.push(Symbol { start, len, prev: at.wrapping_sub(1), next: at + 1 });
+            start += len;
+        }
     }
     if let Some(last) = symbols.last_mut() {
         last.next = NONE;

@@ -51,6 +51,20 @@ impl Attr {
     }
 }
 
+/// A token in the table of texts. It knows where its text is, which spares a look-up (a cache miss) by id.
+#[derive(Clone, Copy)]
+struct Entry {
+    id: u32,
+    start: u32,
+    len: u32,
+}
+
+impl Entry {
+    fn text(self, arena: &[u8]) -> &[u8] {
+        &arena[self.start as usize..][..self.len as usize]
+    }
+}
+
 /// All tokens of a model, by id and by text.
 pub(crate) struct Vocab {
     /// All texts, one after the other.
@@ -58,7 +72,7 @@ pub(crate) struct Vocab {
     /// `ends[id]` is where the text of `id` ends in the arena; it starts where the one before ends.
     ends: Vec<u32>,
     attrs: Vec<Attr>,
-    by_text: HashTable<u32>,
+    by_text: HashTable<Entry>,
     hasher: DefaultHashBuilder,
     max_len: usize,
 }
@@ -104,14 +118,16 @@ impl Vocab {
                 format!("tokens {first} and {id} have the same text `{shown}`"),
             ));
         }
+        let start = self.arena.len() as u32;
         self.arena.extend_from_slice(text);
         let end = u32::try_from(self.arena.len())
             .map_err(|_| TokenizerError::malformed(TOKENS, "the token texts take more than 4 GiB"))?;
         self.ends.push(end);
         self.max_len = self.max_len.max(text.len());
         if !text.is_empty() {
-            let Vocab { arena, ends, by_text, hasher, .. } = self;
-            by_text.insert_unique(hash, id, |&id| hasher.hash_one(slice(arena, ends, id)));
+            let Vocab { arena, by_text, hasher, .. } = self;
+            let entry = Entry { id, start, len: text.len() as u32 };
+            by_text.insert_unique(hash, entry, |entry| hasher.hash_one(entry.text(arena)));
         }
         Ok(())
     }
@@ -128,7 +144,10 @@ impl Vocab {
 
     /// The text of a token as the file has it, empty for ids that do not exist.
     pub(crate) fn text(&self, id: u32) -> &[u8] {
-        if (id as usize) < self.len() { slice(&self.arena, &self.ends, id) } else { &[] }
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.arena[start as usize..end as usize]
     }
 
     /// The token with exactly this text.
@@ -137,7 +156,7 @@ impl Vocab {
     }
 
     fn find(&self, hash: u64, text: &[u8]) -> Option<u32> {
-        self.by_text.find(hash, |&id| slice(&self.arena, &self.ends, id) == text).copied()
+        self.by_text.find(hash, |entry| entry.text(&self.arena) == text).map(|entry| entry.id)
     }
 
     /// A token's attributes, none for ids that do not exist.
@@ -155,12 +174,6 @@ impl Vocab {
     pub(crate) fn ids_with(&self, mask: Attr) -> impl Iterator<Item = u32> {
         self.attrs.iter().enumerate().filter(move |(_, attr)| attr.any(mask)).map(|(id, _)| id as u32)
     }
-}
-
-fn slice<'a>(arena: &'a [u8], ends: &[u32], id: u32) -> &'a [u8] {
-    let id = id as usize;
-    let start = if id == 0 { 0 } else { ends[id - 1] as usize };
-    &arena[start..ends[id] as usize]
 }
 
 /// Refuses a per-token array whose length is not the number of tokens.
