@@ -1,5 +1,7 @@
 //! Every architecture fixture against llama.cpp's f32 logits: the reference executor, the exact and the fast path.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
+
 use std::sync::Arc;
 
 use serde_json::Value;

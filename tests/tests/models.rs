@@ -2,6 +2,8 @@
 //!
 //! The model files come from `tandem pull` (the test command fetches them); without them these tests skip aloud.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
+
 use std::sync::Arc;
 
 use serde_json::Value;
