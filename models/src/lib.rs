@@ -19,3 +19,6 @@ pub use program::{
     Activation, Block, BlockKind, Linear, Program, Reg, Registers, Step, Vector, Weight, WeightId, WeightRole,
 };
 pub use rope::{Rope, RopePairing};
+//! What a model computes: architectures as block programs, tokenizers, chat templates.
+
+pub mod template;

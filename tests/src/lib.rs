@@ -13,3 +13,15 @@ pub fn fixtures(folder: &str) -> Option<PathBuf> {
     eprintln!("SKIPPED: reference data {} is not beside this clone", path.display());
     None
 }
+
+/// A model file fetched by `tandem pull`, or `None` (with a printed notice) where it is absent.
+pub fn model(file: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
+    let path = cache.join("tandem/models").join(file);
+    if path.is_file() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: {file} has not been fetched; run `tandem pull` first");
+    None
+}

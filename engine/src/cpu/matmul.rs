@@ -29,6 +29,9 @@ pub(crate) struct Acts {
 /// Fewer columns than this go through GEMV one by one: unpacking a panel would cost more than it saves.
 const GEMM_FROM: usize = 3;
 
+/// Activations below this are far beyond what f32 sums can tell from 0.
+const TINY: f32 = 1e-30;
+
 /// Bytes of an unpacked group: quants, then scale and min of each half.
 const fn unpacked_bytes(halves: usize) -> usize {
     LANES * GROUP + 2 * halves * LANES * 4
@@ -273,14 +276,15 @@ pub(crate) unsafe fn quantize<S: Isa>(
         for g in 0..n / GROUP {
             let (a, b) = (S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES)));
             let absmax = S::f_max_lane(S::f_max(S::f_abs(a), S::f_abs(b)));
-            let scale = absmax / 127.0;
-            let inverse = S::f_splat(if absmax > 0.0 { 127.0 / absmax } else { 0.0 });
+            // Groups too small for the inverse to be finite count as zeros; NaN and infinity pass on into the result.
+            let (scale, inverse) = if absmax <= TINY { (0.0, 0.0) } else { (absmax / 127.0, 127.0 / absmax) };
+            let inverse = S::f_splat(inverse);
             let (qa, qb) = (S::f_to_i(S::f_mul(a, inverse)), S::f_to_i(S::f_mul(b, inverse)));
             S::i_store_i8(q.add(g * GROUP), qa);
             S::i_store_i8(q.add(g * GROUP + LANES), qb);
             let (sa, sb) = (S::i_sum(qa), S::i_sum(qb));
             *d.add(g) = scale;
-            *sum32.add(g) = scale * (sa + sb) as f32;
+            *sum32.add(g) = scale * sa.wrapping_add(sb) as f32;
             *sum16.add(2 * g) = scale * sa as f32;
             *sum16.add(2 * g + 1) = scale * sb as f32;
         }

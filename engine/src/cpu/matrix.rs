@@ -32,25 +32,29 @@ enum Storage {
 }
 
 impl Matrix {
-    /// Packs a tensor into panels, in parallel on the current rayon pool, and lets go of its file pages.
+    /// Packs a tensor into panels, and lets go of its file pages.
     pub(crate) fn pack(gguf: &Gguf, tensor: &TensorInfo, kernels: &Kernels) -> Result<Matrix> {
-        quant::decoder(tensor)?;
         let unsupported = || tandem_loader::Error::UnsupportedType {
             tensor: tensor.name.clone(),
             ty: tensor.ty.name(),
             supported: quant::supported_types(),
         };
         let kernel = (kernels.matrix)(tensor.ty).ok_or_else(unsupported)?;
-        let (n_in, n_out) = (tensor.row_len(), tensor.n_rows());
-        let row_bytes = tensor.n_bytes() / n_out;
+        gguf.prefetch(tensor);
+        let matrix = Matrix::from_blocks(gguf.data(tensor), kernel, tensor.row_len(), tensor.n_rows())?;
+        gguf.forget(tensor);
+        Ok(matrix)
+    }
+
+    /// Packs rows of blocks into panels, in parallel on the current rayon pool.
+    pub(crate) fn from_blocks(file: &[u8], kernel: MatrixKernel, n_in: usize, n_out: usize) -> Result<Matrix> {
+        let row_bytes = file.len() / n_out;
         let panel_bytes = row_bytes * LANES;
         let mut data = Buffer::zeroed(panel_bytes * n_out.div_ceil(LANES), "weights")?;
-        gguf.prefetch(tensor);
-        let file = gguf.data(tensor);
         data.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(p, out)| {
-            pack_panel(&kernel, &file[p * panel_bytes..file.len().min((p + 1) * panel_bytes)], row_bytes, n_in, out);
+            let rows = &file[p * panel_bytes..file.len().min((p + 1) * panel_bytes)];
+            pack_panel(&kernel, rows, row_bytes, n_in, out);
         });
-        gguf.forget(tensor);
         Ok(Matrix { n_in, n_out, storage: Storage::Panels { kernel, panel_bytes, data } })
     }
 

@@ -11,6 +11,8 @@ mod matrix;
 mod ops;
 mod pack;
 mod team;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,3 +1,4 @@
+
 //! Tokenizers of small vocabularies made here.
 
 use std::fmt::Write as _;

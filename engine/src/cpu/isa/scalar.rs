@@ -116,7 +116,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn i_sum(v: Self::I) -> i32 {
-        v.iter().sum()
+        v.iter().fold(0, |sum, x| sum.wrapping_add(*x))
     }
     #[inline(always)]
     unsafe fn i_to_f(v: Self::I) -> Self::F {
@@ -162,7 +162,7 @@ impl Isa for Scalar {
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() };
-        lanes(|i| acc[i] + (0..4).map(|t| i32::from(w[4 * i + t]) * i32::from(a[t])).sum::<i32>())
+        lanes(|i| acc[i].wrapping_add((0..4).map(|t| i32::from(w[4 * i + t]) * i32::from(a[t])).sum::<i32>()))
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {

@@ -1,0 +1,252 @@
+//! Every instruction set x weight type x shape against plain f64 arithmetic on the file's own decoder.
+
+use proptest::prelude::*;
+use tandem_loader::{GgmlType, quant};
+
+use super::isa::LANES;
+use super::kernels::{IsaLevel, Kernels};
+use super::matmul::Acts;
+use super::matrix::Matrix;
+
+/// A small generator: the tests must be repeatable from one number.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// What the quants and activations look like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Values {
+    Random,
+    /// All bits set and all activations equal: the largest sums, where 16-bit intermediates would saturate.
+    Saturating,
+    /// Scales and activations of very different sizes.
+    Extreme,
+}
+
+/// Blocks of `ty` with finite scales. The scales' bytes are found by trying: f16 fields that decode to huge weights are
+/// replaced by cleaner bits.
+fn blocks(ty: GgmlType, n: usize, values: Values, random: &mut Random) -> Vec<u8> {
+    let decode = quant::decode_fn(ty).unwrap();
+    let mut out = Vec::new();
+    let mut weights = vec![0.0; ty.block_size()];
+    while out.len() < n * ty.block_bytes() {
+        let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| (random.next() >> 32) as u8).collect();
+        if values == Values::Saturating {
+            block.fill(if random.next().is_multiple_of(2) { 0xff } else { 0x7f });
+        }
+        for at in scale_fields(ty) {
+            let size = if values == Values::Extreme { random.float() * 1000.0 } else { random.float() };
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(size).to_le_bytes());
+        }
+        if matches!(ty, GgmlType::F32) {
+            block = random.float().to_le_bytes().to_vec();
+        } else if matches!(ty, GgmlType::BF16) {
+            block = half::bf16::from_f32(random.float()).to_le_bytes().to_vec();
+        }
+        decode(&block, &mut weights);
+        assert!(weights.iter().all(|w| w.is_finite()), "{ty}");
+        out.extend(block);
+    }
+    out
+}
+
+/// Byte offsets of the f16 fields of a block.
+fn scale_fields(ty: GgmlType) -> Vec<usize> {
+    use GgmlType::*;
+    match ty {
+        F16 | Q4_0 | Q5_0 | Q8_0 => vec![0],
+        Q4_1 | Q5_1 | Q4_K | Q5_K => vec![0, 2],
+        Q2_K => vec![80, 82],
+        Q3_K => vec![108],
+        Q6_K => vec![208],
+        _ => vec![],
+    }
+}
+
+fn activations(n: usize, values: Values, random: &mut Random) -> Vec<f32> {
+    let value = |random: &mut Random| match values {
+        Values::Random => random.float(),
+        Values::Saturating => 1.0,
+        Values::Extreme => random.float() * 10f32.powi((random.next() % 9) as i32 - 4),
+    };
+    (0..n).map(|_| value(random)).collect()
+}
+
+/// Int8 activations with their scales and sums.
+struct Quantized {
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sum32: Vec<f32>,
+    sum16: Vec<f32>,
+}
+
+fn quantize(kernels: &Kernels, x: &[f32]) -> Quantized {
+    let groups = x.len() / 32;
+    let mut out =
+        Quantized { q: vec![0; x.len()], d: vec![0.0; groups], sum32: vec![0.0; groups], sum16: vec![0.0; 2 * groups] };
+    let (q, d) = (out.q.as_mut_ptr(), out.d.as_mut_ptr());
+    // SAFETY: the outputs have the lengths the function asks for.
+    unsafe { (kernels.quantize)(x.as_ptr(), groups * 32, q, d, out.sum32.as_mut_ptr(), out.sum16.as_mut_ptr()) };
+    out
+}
+
+/// Multiplies through one instruction set; `[n_cols, n_out]`.
+fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usize, x: &[f32]) -> Vec<f32> {
+    let kernels = level.kernels();
+    let kernel = (kernels.matrix)(ty).unwrap();
+    let matrix = Matrix::from_blocks(file, kernel, n_in, n_out).unwrap();
+    let quantized = quantize(&kernels, x);
+    let acts = Acts {
+        n_in,
+        x: x.as_ptr(),
+        q: quantized.q.as_ptr(),
+        d: quantized.d.as_ptr(),
+        sum32: quantized.sum32.as_ptr(),
+        sum16: quantized.sum16.as_ptr(),
+    };
+    let n_cols = x.len() / n_in;
+    let mut work = vec![0u8; matrix.work_bytes()];
+    let mut tile = vec![0.0; n_cols * LANES];
+    let mut out = vec![0.0; n_cols * n_out];
+    for p in 0..matrix.n_panels() {
+        // SAFETY: all buffers have the sizes asked for.
+        unsafe { matrix.multiply(p, &acts, 0..n_cols, &mut work, &mut tile) };
+        for (col, tile) in tile.chunks_exact(LANES).enumerate() {
+            for (r, y) in tile.iter().enumerate().take(n_out - (p * LANES).min(n_out)) {
+                out[col * n_out + p * LANES + r] = *y;
+            }
+        }
+    }
+    out
+}
+
+/// Checks every element against f64, within f32 rounding of the sum of magnitudes.
+fn check(level: IsaLevel, ty: GgmlType, (n_in, n_out, n_cols): (usize, usize, usize), values: Values, seed: u64) {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let file = blocks(ty, n_in / ty.block_size() * n_out, values, &mut random);
+    let x = activations(n_in * n_cols, values, &mut random);
+    let mut weights = vec![0.0; n_in * n_out];
+    quant::decode_fn(ty).unwrap()(&file, &mut weights);
+    let kernels = level.kernels();
+    let is_quantized = (kernels.matrix)(ty).unwrap().quantized;
+    let inputs: Vec<f64> = match is_quantized {
+        false => x.iter().map(|x| f64::from(*x)).collect(),
+        true => {
+            let quantized = quantize(&kernels, &x);
+            quantized.q.iter().enumerate().map(|(i, q)| f64::from(quantized.d[i / 32]) * f64::from(*q)).collect()
+        }
+    };
+    let got = multiply(level, ty, &file, n_in, n_out, &x);
+    for col in 0..n_cols {
+        for r in 0..n_out {
+            let terms = (0..n_in).map(|k| f64::from(weights[r * n_in + k]) * inputs[col * n_in + k]);
+            let want: f64 = terms.clone().sum();
+            // A symmetric type is computed as scale q + min, whose two parts are up to 256 times the weight.
+            let size: f64 = terms.map(f64::abs).sum::<f64>() + f64::from(weights[r * n_in].abs());
+            let spread: f64 = (0..n_in).map(|k| inputs[col * n_in + k].abs()).sum::<f64>()
+                * f64::from(weights[r * n_in..(r + 1) * n_in].iter().fold(0.0f32, |m, w| m.max(w.abs())));
+            let limit = 4e-6 * (size + spread);
+            let y = f64::from(got[col * n_out + r]);
+            assert!(
+                (y - want).abs() <= limit,
+                "{level:?} {ty} {values:?} [{n_in}, {n_out}] col {col} row {r}: {y} {want}"
+            );
+        }
+    }
+    // One column by itself takes another path (GEMV) and must give the same bits.
+    let last = &x[(n_cols - 1) * n_in..];
+    let alone = multiply(level, ty, &file, n_in, n_out, last);
+    let together = &got[(n_cols - 1) * n_out..];
+    assert!(
+        alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits()),
+        "{level:?} {ty}: GEMV and GEMM differ"
+    );
+}
+
+fn levels() -> impl Iterator<Item = IsaLevel> {
+    IsaLevel::ALL.into_iter().filter(|level| {
+        let here = level.is_available();
+        if !here {
+            eprintln!("SKIPPED: this CPU has no {}", level.name());
+        }
+        here
+    })
+}
+
+fn types() -> Vec<GgmlType> {
+    let table = IsaLevel::Scalar.kernels().matrix;
+    GgmlType::ALL.iter().copied().filter(|ty| table(*ty).is_some()).collect()
+}
+
+#[test]
+fn every_decodable_type_has_a_kernel() {
+    let decodable: Vec<GgmlType> = GgmlType::ALL.iter().copied().filter(|ty| quant::decode_fn(*ty).is_some()).collect();
+    assert_eq!(types(), decodable);
+}
+
+#[test]
+fn every_type_on_every_instruction_set() {
+    for level in levels() {
+        for ty in types() {
+            for values in [Values::Random, Values::Saturating, Values::Extreme] {
+                // More columns than two tiles and a remainder; rows that do not fill a panel.
+                for n_cols in [1, 2, 3, 5, 29] {
+                    check(level, ty, (512, 35, n_cols), values, 7 + n_cols as u64);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_shape(blocks in 1usize..6, n_out in 1usize..50, n_cols in 1usize..40, ty in 0usize..13, seed: u64) {
+        let types = types();
+        let ty = types[ty % types.len()];
+        // At least the 32 columns a group of activations needs.
+        let n_in = blocks * ty.block_size().max(32);
+        for level in levels() {
+            check(level, ty, (n_in, n_out, n_cols), Values::Random, seed);
+        }
+    }
+
+    #[test]
+    fn quantized_activations_are_within_half_a_step(seed: u64, scale in -6i32..6) {
+        let mut random = Random(seed | 1);
+        let x: Vec<f32> = (0..160).map(|_| random.float() * 10f32.powi(scale)).collect();
+        for level in levels() {
+            let out = quantize(&level.kernels(), &x);
+            for (i, x) in x.iter().enumerate() {
+                let d = out.d[i / 32];
+                // Half a step, and the rounding of the product with the inverse scale.
+                prop_assert!((x - d * f32::from(out.q[i])).abs() <= 0.5001 * d);
+            }
+            for g in 0..5 {
+                let sum: i32 = out.q[32 * g..32 * g + 32].iter().map(|q| i32::from(*q)).sum();
+                prop_assert_eq!(out.sum32[g], out.d[g] * sum as f32);
+            }
+        }
+    }
+}
+
+#[test]
+fn quantizing_zeros_and_tiny_values_gives_no_nan() {
+    for level in levels() {
+        for x in [0.0, 1e-44, -1e-40] {
+            let out = quantize(&level.kernels(), &[x; 32]);
+            assert!(out.d[0].is_finite() && out.sum32[0].is_finite(), "{level:?} {x}");
+        }
+    }
+}
