@@ -10,6 +10,7 @@ mod error;
 mod hparams;
 mod program;
 mod rope;
+pub mod template;
 pub mod tokenizer;
 
 pub use arch::{ARCHITECTURES, Architecture};
@@ -19,6 +20,3 @@ pub use program::{
     Activation, Block, BlockKind, Linear, Program, Reg, Registers, Step, Vector, Weight, WeightId, WeightRole,
 };
 pub use rope::{Rope, RopePairing};
-//! What a model computes: architectures as block programs, tokenizers, chat templates.
-
-pub mod template;

@@ -1,4 +1,3 @@
-
 //! Tokenizers of small vocabularies made here.
 
 use std::fmt::Write as _;
