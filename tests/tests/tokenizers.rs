@@ -1,6 +1,7 @@
 //! Tokenizers against reference token ids: whole vocabularies, and two real models.
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails, in its helpers too
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,24 @@ fn smollm2_gives_the_reference_ids() {
 #[test]
 fn gemma3_gives_the_reference_ids() {
     check_cases("gemma-3-270m-q4_k_m.gguf", "gemma3-270m.cases.json");
+}
+
+#[test]
+fn malformed_files_never_panic() {
+    let Some(dir) = tandem_tests::fixtures("malformed") else { return };
+    let mut tokenizers = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(gguf) = Gguf::open(&path) else { continue };
+        let Ok(tokenizer) = Tokenizer::from_metadata(gguf.metadata()) else {
+            assert!(!path.ends_with("valid.gguf"));
+            continue;
+        };
+        let ids = tokenizer.encode("then <s> é", ALL);
+        assert!(ids.iter().all(|&id| tokenizer.is_valid(id)), "{}", path.display());
+        tokenizers += 1;
+    }
+    assert!(tokenizers > 0, "not even the valid file has a tokenizer");
 }
 
 /// Every vocabulary that is there.

@@ -39,10 +39,13 @@ pub(crate) struct Bpe {
 
 #[derive(Debug, Clone, Copy)]
 struct Merge {
-    /// Lower goes first.
+    /// Lower goes first; no two pairs share one.
     rank: u32,
     result: u32,
 }
+
+/// Parts that do not merge.
+const NO_MERGE: Merge = Merge { rank: u32::MAX, result: NO_SYMBOL };
 
 /// Symbols are token ids; texts that only occur in merges get the numbers after those.
 #[derive(Default)]
@@ -69,7 +72,8 @@ impl Symbols {
 #[derive(Default)]
 struct Scratch {
     parts: Vec<Part>,
-    queue: BinaryHeap<Reverse<(u32, u32, u64)>>,
+    /// Possible merges as (rank << 32 | index of the left part), lowest first.
+    queue: BinaryHeap<Reverse<u64>>,
     text: Vec<u8>,
 }
 
@@ -81,6 +85,8 @@ struct Part {
     len: u32,
     prev: u32,
     next: u32,
+    /// The merge with the next part. Queue entries of another rank are out of date.
+    merge: Merge,
 }
 
 /// The end of a chain of parts.
@@ -174,25 +180,23 @@ impl Bpe {
         parts.clear();
         queue.clear();
         self.start_parts(vocab, piece, parts);
-        for left in 0..parts.len().saturating_sub(1) {
+        for left in 0..parts.len() {
             self.consider(parts, queue, left as u32);
         }
-        while let Some(Reverse((_, left, pair))) = queue.pop() {
+        while let Some(Reverse(entry)) = queue.pop() {
+            let (rank, left) = ((entry >> 32) as u32, entry as u32);
             let this = parts[left as usize];
-            if this.len == 0 || this.next == NONE {
+            if this.len == 0 || this.merge.rank != rank {
                 continue;
             }
             let right = parts[this.next as usize];
-            if pair_key(this.symbol, right.symbol) != pair {
-                continue;
-            }
-            let Some(merge) = self.merges.get(&pair) else { continue };
             parts[this.next as usize].len = 0;
-            parts[left as usize] = Part { symbol: merge.result, len: this.len + right.len, next: right.next, ..this };
-            if right.next != NONE {
-                parts[right.next as usize].prev = left;
-                self.consider(parts, queue, left);
+            parts[left as usize] =
+                Part { symbol: this.merge.result, len: this.len + right.len, next: right.next, ..this };
+            if let Some(after) = parts.get_mut(right.next as usize) {
+                after.prev = left;
             }
+            self.consider(parts, queue, left);
             if this.prev != NONE {
                 self.consider(parts, queue, this.prev);
             }
@@ -206,13 +210,16 @@ impl Bpe {
         }
     }
 
-    /// Queues the merge of `left` with its right neighbour, if there is one.
-    fn consider(&self, parts: &[Part], queue: &mut BinaryHeap<Reverse<(u32, u32, u64)>>, left: u32) {
+    /// Notes and queues the merge of `left` with its right neighbour, if there is one.
+    fn consider(&self, parts: &mut [Part], queue: &mut BinaryHeap<Reverse<u64>>, left: u32) {
         let this = parts[left as usize];
-        let Some(right) = parts.get(this.next as usize) else { return };
-        let pair = pair_key(this.symbol, right.symbol);
-        if let Some(merge) = self.merges.get(&pair) {
-            queue.push(Reverse((merge.rank, left, pair)));
+        let merge = parts
+            .get(this.next as usize)
+            .and_then(|right| self.merges.get(&pair_key(this.symbol, right.symbol)).copied())
+            .unwrap_or(NO_MERGE);
+        parts[left as usize].merge = merge;
+        if merge.rank != NO_MERGE.rank {
+            queue.push(Reverse(pair_key(merge.rank, left)));
         }
     }
 
@@ -221,7 +228,7 @@ impl Bpe {
         let mut add = |symbol: u32, range: Range<usize>| {
             let at = parts.len() as u32;
             let (start, len) = (range.start as u32, range.len() as u32);
-            parts.push(Part { symbol, start, len, prev: at.wrapping_sub(1), next: at + 1 });
+            parts.push(Part { symbol, start, len, prev: at.wrapping_sub(1), next: at + 1, merge: NO_MERGE });
         };
         if self.pre.raw_utf8 {
             for (at, c) in piece.char_indices() {

@@ -13,7 +13,7 @@
 //! (`gpt-4o`, `tekken` and their relatives) do so for all scripts, as in training, not only for ASCII.
 //!
 //! The `tokenizers` crate does the pre-tokenization (its `Split`). Its BPE model is not used, because building it takes
-//! longer than loading may take; see [`bpe`]'s module text for the figures.
+//! longer than loading may take; `bpe.rs` has the figures.
 //!
 //! ```no_run
 //! use tandem_models::tokenizer::{EncodeOptions, Tokenizer};

@@ -69,13 +69,17 @@ impl File {
         self.array(key, 6, values, |file, value| file.bytes.extend(value.to_le_bytes()))
     }
 
-    fn tokenizer(&self) -> Result<Tokenizer> {
+    fn gguf(&self) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3u32.to_le_bytes());
         bytes.extend(0u64.to_le_bytes());
         bytes.extend(self.count.to_le_bytes());
         bytes.extend(&self.bytes);
-        let gguf = Gguf::from_bytes("test.gguf".as_ref(), bytes).unwrap();
+        bytes
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        let gguf = Gguf::from_bytes("test.gguf".as_ref(), self.gguf()).unwrap();
         Tokenizer::from_metadata(gguf.metadata())
     }
 }
@@ -327,6 +331,26 @@ proptest! {
         prop_assert_eq!(bpe.decode(&bpe.encode(&text, PLAIN), true), text.clone());
         let spm = spm_file().tokenizer().unwrap();
         prop_assert_eq!(spm.decode(&spm.encode(&text, PLAIN), true), text);
+    }
+
+    /// Damage anywhere in the metadata gives an error or a tokenizer, never a panic.
+    #[test]
+    fn damage_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>(), kind in 0..3) {
+        let file = match kind {
+            0 => byte_file("llama-bpe", MERGES),
+            1 => spm_file(),
+            _ => byte_file("gpt-2", MERGES).u32("tokenizer.ggml.bos_token_id", 3).bool("tokenizer.ggml.add_bos_token", true),
+        };
+        let mut bytes = file.gguf();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(gguf) = Gguf::from_bytes("damaged.gguf".as_ref(), bytes)
+            && let Ok(tokenizer) = Tokenizer::from_metadata(gguf.metadata())
+        {
+            let ids = tokenizer.encode("hello é <|im_end|>\n\n 日本 12345", ALL);
+            prop_assert!(ids.iter().all(|&id| tokenizer.is_valid(id)));
+            tokenizer.decode(&ids, true);
+        }
     }
 
     /// The queue must find what repeated search for the best pair finds.
