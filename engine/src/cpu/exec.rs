@@ -3,7 +3,6 @@
 //! All members of the team run [`Exec::step`] together. A step is one or a few phases; in a phase members claim disjoint
 //! pieces of work, and a barrier ends it.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use tandem_models::{Activation, Linear, Program, Reg, Step, Vector, WeightId};
@@ -11,7 +10,7 @@ use tandem_models::{Activation, Linear, Program, Reg, Step, Vector, WeightId};
 use super::attention::{AttentionWork, CHUNK, HeadCache, KvElement, KvF16, KvF32, MAX_ROWS, QueryRow};
 use super::isa::LANES;
 use super::kernels::Kernels;
-use super::matmul::Acts;
+use super::matmul::{ActGroup, Acts};
 use super::matrix::Matrix;
 use super::ops;
 use super::pack::GROUP;
@@ -23,13 +22,28 @@ use crate::model::KvType;
 /// Most columns multiplied with a panel at a time: their results stay in the L1 or L2 cache.
 const MAX_COLS: usize = 512;
 
+/// Number of registers.
+const N_REGISTERS: usize = 7;
+
+/// Where a register's rows are kept.
+fn slot(reg: Reg) -> usize {
+    match reg {
+        Reg::X => 0,
+        Reg::H => 1,
+        Reg::Q => 2,
+        Reg::K => 3,
+        Reg::V => 4,
+        Reg::A => 5,
+        Reg::F => 6,
+    }
+}
+
 /// Registers and work memory, grown to the largest batch seen.
 pub(crate) struct Scratch {
-    registers: HashMap<Reg, Vec<f32>>,
-    quants: Vec<i8>,
-    scales: Vec<f32>,
-    sum32: Vec<f32>,
-    sum16: Vec<f32>,
+    /// All registers but X, by [`slot`].
+    registers: [Vec<f32>; N_REGISTERS],
+    /// The quantized input of the product at hand.
+    groups: Vec<ActGroup>,
     /// Cosines and sines, `[n_ropes][n_tokens][n_rot / 2]`.
     angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// Running results of queries: weighted values, then maximum and sum.
@@ -56,11 +70,8 @@ impl Scratch {
             mix: Vec::new(),
         };
         Scratch {
-            registers: HashMap::new(),
-            quants: Vec::new(),
-            scales: Vec::new(),
-            sum32: Vec::new(),
-            sum16: Vec::new(),
+            registers: Default::default(),
+            groups: Vec::new(),
             angles: Vec::new(),
             partial: Vec::new(),
             members: (0..n_members).map(|_| member()).collect(),
@@ -69,14 +80,14 @@ impl Scratch {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        let floats: usize = self.registers.values().map(Vec::len).sum::<usize>()
-            + [&self.scales, &self.sum32, &self.sum16, &self.partial].map(|v| v.len()).iter().sum::<usize>()
+        let floats: usize = self.registers.iter().map(Vec::len).sum::<usize>()
+            + self.partial.len()
             + self.angles.iter().map(|(c, s)| c.len() + s.len()).sum::<usize>();
         let members = self
             .members
             .iter()
             .map(|m| m.work.len() + 4 * (m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
-        4 * floats + self.quants.len() + members.sum::<usize>()
+        4 * floats + std::mem::size_of_val(&*self.groups) + members.sum::<usize>()
     }
 
     /// Makes room for a batch of `n` tokens, and computes its rotation angles.
@@ -84,13 +95,10 @@ impl Scratch {
         let grow = |v: &mut Vec<f32>, len: usize| v.resize(len.max(v.len()), 0.0);
         let regs = &program.registers;
         for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
-            grow(self.registers.entry(reg).or_default(), n * regs.width(reg));
+            grow(&mut self.registers[slot(reg)], n * regs.width(reg));
         }
         let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
-        self.quants.resize((n * widest).max(self.quants.len()), 0);
-        grow(&mut self.scales, n * widest / GROUP);
-        grow(&mut self.sum32, n * widest / GROUP);
-        grow(&mut self.sum16, n * widest / 16);
+        self.groups.resize((n * widest / GROUP).max(self.groups.len()), ActGroup::default());
         self.angles.resize_with(program.ropes.len(), Default::default);
         for (rope, (cos, sin)) in program.ropes.iter().zip(&mut self.angles) {
             let half = rope.freqs.len();
@@ -121,15 +129,12 @@ struct Exec<'a> {
     gguf: &'a tandem_loader::Gguf,
     kernels: Kernels,
     kv_type: KvType,
-    weights: &'a HashMap<WeightId, Loaded>,
-    heads: HashMap<usize, Vec<HeadCache>>,
+    weights: &'a [Option<Loaded>],
+    heads: Vec<Vec<HeadCache>>,
     batch: Batch<'a>,
-    registers: HashMap<Reg, Shared<f32>>,
+    registers: [Shared<f32>; N_REGISTERS],
     logits: Shared<f32>,
-    quants: Shared<i8>,
-    scales: Shared<f32>,
-    sum32: Shared<f32>,
-    sum16: Shared<f32>,
+    groups: Shared<ActGroup>,
     angles: &'a [(Vec<f32>, Vec<f32>)],
     partial: Shared<f32>,
     members: Shared<MemberScratch>,
@@ -146,9 +151,8 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
     hidden.x.resize(n * program.registers.n_embd, 0.0);
     hidden.logits.resize(batch.output_rows().len() * program.hparams.n_vocab, 0.0);
     let scratch = &mut cpu.scratch;
-    let mut registers: HashMap<Reg, Shared<f32>> =
-        scratch.registers.iter_mut().map(|(reg, v)| (*reg, Shared::new(v))).collect();
-    registers.insert(Reg::X, Shared::new(&mut hidden.x));
+    let mut registers = scratch.registers.each_mut().map(|v| Shared::new(v));
+    registers[slot(Reg::X)] = Shared::new(&mut hidden.x);
     let n_head_kv = program.hparams.n_head_kv;
     let exec = Exec {
         program: &program,
@@ -156,14 +160,11 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         kernels: cpu.kernels,
         kv_type: cpu.options.kv_type,
         weights: &cpu.weights,
-        heads: cpu.cache.iter_mut().map(|(l, c)| (*l, (0..n_head_kv).map(|h| c.head(h)).collect())).collect(),
+        heads: cpu.cache.iter_mut().map(|c| c.iter_mut().flat_map(|c| c.heads(n_head_kv)).collect()).collect(),
         batch: *batch,
         registers,
         logits: Shared::new(&mut hidden.logits),
-        quants: Shared::new(&mut scratch.quants),
-        scales: Shared::new(&mut scratch.scales),
-        sum32: Shared::new(&mut scratch.sum32),
-        sum16: Shared::new(&mut scratch.sum16),
+        groups: Shared::new(&mut scratch.groups),
         angles: &scratch.angles,
         partial: Shared::new(&mut scratch.partial),
         members: Shared::new(&mut scratch.members),
@@ -186,6 +187,17 @@ struct Target {
     add: bool,
 }
 
+/// Writes (or adds) as much of a tile's column as `out` has room for. Whole columns take a path of fixed length.
+#[inline(always)]
+fn write_tile(out: &mut [f32], tile: &[f32], add: bool) {
+    match (out.as_chunks_mut::<LANES>().0.first_mut(), tile.first_chunk::<LANES>()) {
+        (Some(out), Some(tile)) if add => out.iter_mut().zip(tile).for_each(|(o, y)| *o += y),
+        (Some(out), Some(tile)) => *out = *tile,
+        _ if add => out.iter_mut().zip(tile).for_each(|(o, y)| *o += y),
+        _ => out.iter_mut().zip(tile).for_each(|(o, y)| *o = *y),
+    }
+}
+
 // SAFETY of the `Shared` accesses below: within a phase, members claim disjoint rows, heads or panels, write only what
 // belongs to them, and read only registers that no member writes in that phase.
 impl Exec<'_> {
@@ -198,16 +210,20 @@ impl Exec<'_> {
     }
 
     fn matrix(&self, linear: &Linear) -> &Matrix {
-        match &self.weights[&linear.weight] {
-            Loaded::Matrix(matrix) => matrix,
-            Loaded::Table { .. } | Loaded::Vector(_) => unreachable!("a linear step's weight has the matrix role"),
+        match &self.weights[linear.weight.0] {
+            Some(Loaded::Matrix(matrix)) => matrix,
+            Some(Loaded::Table { .. } | Loaded::Vector(_)) | None => {
+                unreachable!("a linear step's weight has the matrix role")
+            }
         }
     }
 
     fn vector(&self, id: WeightId) -> &[f32] {
-        match &self.weights[&id] {
-            Loaded::Vector(vector) => vector,
-            Loaded::Table { .. } | Loaded::Matrix(_) => unreachable!("the builder gave this weight the vector role"),
+        match &self.weights[id.0] {
+            Some(Loaded::Vector(vector)) => vector,
+            Some(Loaded::Table { .. } | Loaded::Matrix(_)) | None => {
+                unreachable!("the builder gave this weight the vector role")
+            }
         }
     }
 
@@ -233,7 +249,7 @@ impl Exec<'_> {
     }
 
     fn embed(&self, table: WeightId, scale: f32, m: &Member<'_>) {
-        let Loaded::Table { decode, tensor } = &self.weights[&table] else {
+        let Some(Loaded::Table { decode, tensor }) = &self.weights[table.0] else {
             unreachable!("the builder gave the embedding the table role")
         };
         let n_embd = self.width(Reg::X);
@@ -243,7 +259,7 @@ impl Exec<'_> {
             for t in rows {
                 let token = self.batch.tokens[t] as usize;
                 // SAFETY: this member's rows.
-                let x = unsafe { self.registers[&Reg::X].get_mut(t * n_embd..(t + 1) * n_embd) };
+                let x = unsafe { self.registers[slot(Reg::X)].get_mut(t * n_embd..(t + 1) * n_embd) };
                 decode(&data[token * row_bytes..(token + 1) * row_bytes], x);
                 x.iter_mut().for_each(|x| *x *= scale);
             }
@@ -253,7 +269,7 @@ impl Exec<'_> {
     fn norm(&self, norm: &Vector, input: Reg, output: Reg, add: bool, m: &Member<'_>) {
         let weight = self.vector(norm.weight);
         let width = weight.len();
-        let (from, to) = (self.registers[&input], self.registers[&output]);
+        let (from, to) = (self.registers[slot(input)], self.registers[slot(output)]);
         m.phase_even(self.n(), |rows| {
             for t in rows {
                 let at = t * width..(t + 1) * width;
@@ -279,14 +295,8 @@ impl Exec<'_> {
                 let g = t * groups + first..t * groups + groups.min(first + piece);
                 // SAFETY: this member's groups.
                 unsafe {
-                    (self.kernels.quantize)(
-                        self.registers[&input].get(g.start * GROUP..g.end * GROUP).as_ptr(),
-                        g.len() * GROUP,
-                        self.quants.get_mut(g.start * GROUP..g.end * GROUP).as_mut_ptr(),
-                        self.scales.get_mut(g.clone()).as_mut_ptr(),
-                        self.sum32.get_mut(g.clone()).as_mut_ptr(),
-                        self.sum16.get_mut(2 * g.start..2 * g.end).as_mut_ptr(),
-                    );
+                    let x = self.registers[slot(input)].get(g.start * GROUP..g.end * GROUP);
+                    (self.kernels.quantize)(x.as_ptr(), self.groups.get_mut(g));
                 }
             }
         });
@@ -298,11 +308,8 @@ impl Exec<'_> {
         unsafe {
             Acts {
                 n_in,
-                x: self.registers[&input].get(0..self.n() * n_in).as_ptr(),
-                q: self.quants.get(0..0).as_ptr(),
-                d: self.scales.get(0..0).as_ptr(),
-                sum32: self.sum32.get(0..0).as_ptr(),
-                sum16: self.sum16.get(0..0).as_ptr(),
+                x: self.registers[slot(input)].get(0..self.n() * n_in).as_ptr(),
+                groups: self.groups.get(0..0).as_ptr(),
             }
         }
     }
@@ -316,7 +323,7 @@ impl Exec<'_> {
                 for (linear, reg, add) in targets {
                     let matrix = self.matrix(linear);
                     if p < matrix.n_panels() {
-                        let target = Target { out: self.registers[reg], stride: self.width(*reg), add: *add };
+                        let target = Target { out: self.registers[slot(*reg)], stride: self.width(*reg), add: *add };
                         let acts = self.acts(input, matrix.n_in);
                         self.panel(linear, p, &acts, 0..self.n(), target, own);
                         break;
@@ -352,10 +359,7 @@ impl Exec<'_> {
                 let at = (col - cols.start) * target.stride + first;
                 // SAFETY: this member's panel.
                 let out = unsafe { target.out.get_mut(at..at + n_rows) };
-                match target.add {
-                    true => out.iter_mut().zip(tile).for_each(|(o, y)| *o += *y),
-                    false => out.copy_from_slice(&tile[..n_rows]),
-                }
+                write_tile(out, tile, target.add);
             }
         }
     }
@@ -385,7 +389,7 @@ impl Exec<'_> {
                         unsafe {
                             (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
                             let at = col * n_ff + first;
-                            self.registers[&Reg::F].get_mut(at..at + n_rows).copy_from_slice(&g[..n_rows]);
+                            write_tile(self.registers[slot(Reg::F)].get_mut(at..at + n_rows), g, false);
                         }
                     }
                 }
@@ -399,7 +403,7 @@ impl Exec<'_> {
             for (reg, norm) in [(Reg::Q, q), (Reg::K, k)] {
                 let (width, weight) = (self.width(reg), self.vector(norm.weight));
                 // SAFETY: this member's rows.
-                let values = unsafe { self.registers[&reg].get_mut(rows.start * width..rows.end * width) };
+                let values = unsafe { self.registers[slot(reg)].get_mut(rows.start * width..rows.end * width) };
                 for head in values.chunks_exact_mut(hd) {
                     // SAFETY: `kernels` are those of this CPU.
                     unsafe { (self.kernels.head_norm)(head, weight, norm.eps) };
@@ -418,7 +422,7 @@ impl Exec<'_> {
                 for reg in [Reg::Q, Reg::K] {
                     let width = self.width(reg);
                     // SAFETY: this member's rows.
-                    let values = unsafe { self.registers[&reg].get_mut(t * width..(t + 1) * width) };
+                    let values = unsafe { self.registers[slot(reg)].get_mut(t * width..(t + 1) * width) };
                     for head in values.chunks_exact_mut(hd) {
                         ops::rotate(&mut head[..2 * half], spec.pairing, &cos[at.clone()], &sin[at.clone()]);
                     }
@@ -438,11 +442,12 @@ impl Exec<'_> {
         let (hd, width) = (self.program.hparams.head_dim, self.width(Reg::K));
         m.phase_even(self.n(), |rows| {
             for t in rows {
-                for (h, cache) in self.heads[&layer].iter().enumerate() {
+                for (h, cache) in self.heads[layer].iter().enumerate() {
                     let at = t * width + h * hd..t * width + (h + 1) * hd;
                     // SAFETY: K and V are only read; positions of different rows are different elements.
                     unsafe {
-                        let (k, v) = (self.registers[&Reg::K].get(at.clone()), self.registers[&Reg::V].get(at));
+                        let (k, v) =
+                            (self.registers[slot(Reg::K)].get(at.clone()), self.registers[slot(Reg::V)].get(at));
                         cache.store::<E>(self.batch.start + t, k, v);
                     }
                 }
@@ -489,7 +494,7 @@ impl Exec<'_> {
         let at = t * self.width(Reg::Q) + h * hp.head_dim;
         out.fill(0.0);
         // SAFETY: Q is only read while attending.
-        let q = unsafe { self.registers[&Reg::Q].get(at..at + hp.head_dim) };
+        let q = unsafe { self.registers[slot(Reg::Q)].get(at..at + hp.head_dim) };
         QueryRow { q: q.as_ptr(), sees: self.sees(t, window), out: out.as_mut_ptr(), max: f32::NEG_INFINITY, sum: 0.0 }
     }
 
@@ -499,7 +504,7 @@ impl Exec<'_> {
         let group = hp.n_head / hp.n_head_kv;
         let at = i / group * self.width(Reg::A) + (kv_head * group + i % group) * hp.head_dim;
         // SAFETY: this member's query.
-        let out = unsafe { self.registers[&Reg::A].get_mut(at..at + hp.head_dim) };
+        let out = unsafe { self.registers[slot(Reg::A)].get_mut(at..at + hp.head_dim) };
         let inverse = 1.0 / sum;
         out.iter_mut().zip(mix).for_each(|(o, x)| *o = x * inverse);
     }
@@ -526,7 +531,7 @@ impl Exec<'_> {
                 let first = filled.iter().map(|r| r.sees.0).min().unwrap_or(0);
                 let last = filled.iter().map(|r| r.sees.1).max().unwrap_or(0);
                 for chunk in first / CHUNK..last.div_ceil(CHUNK) {
-                    self.attend_chunk(&self.heads[&layer][kv_head], filled, scale, chunk, &mut own.attention);
+                    self.attend_chunk(&self.heads[layer][kv_head], filled, scale, chunk, &mut own.attention);
                 }
                 for (row, i) in filled.iter().zip(range) {
                     // SAFETY: `out` is this member's `mix`, `stride` long.
@@ -559,7 +564,7 @@ impl Exec<'_> {
                     };
                     let mut rows: [QueryRow; MAX_ROWS] = std::array::from_fn(|i| row(i.min(n - 1)));
                     let rows = &mut rows[..n];
-                    self.attend_chunk(&self.heads[&layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
+                    self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
                     for (i, row) in rows.iter().enumerate() {
                         let end = at(kv_head * group + from + i, c) + share;
                         // SAFETY: this member's head and chunk.

@@ -7,7 +7,7 @@ use tandem_models::Activation;
 
 use super::attention::{AttentionWork, HeadCache, QueryRow};
 use super::isa::LANES;
-use super::matmul::Acts;
+use super::matmul::{ActGroup, Acts};
 
 /// Multiplies one panel with some columns; see [`super::matmul::panel`].
 pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32);
@@ -32,7 +32,7 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
-    pub(crate) quantize: unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut f32, *mut f32),
+    pub(crate) quantize: unsafe fn(*const f32, &mut [ActGroup]),
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
@@ -115,7 +115,7 @@ macro_rules! kernels_for {
         mod $module {
             use super::super::attention::{self, AttentionWork, HeadCache, KvElement, KvF16, KvF32, QueryRow};
             use super::super::isa;
-            use super::super::matmul::{self, Acts};
+            use super::super::matmul::{self, ActGroup, Acts};
             use super::super::ops;
             use super::super::pack::{self, Packed, PackedFloat};
             use super::{Activation, GgmlType, Kernels, MatrixKernel, Range};
@@ -133,9 +133,9 @@ macro_rules! kernels_for {
                 unsafe { matmul::float_panel::<$isa, P, $tile>(p, acts, cols, out) }
             }
             $(#[$feature])?
-            unsafe fn quantize(x: *const f32, n: usize, q: *mut i8, d: *mut f32, sum32: *mut f32, sum16: *mut f32) {
+            unsafe fn quantize(x: *const f32, out: &mut [ActGroup]) {
                 // SAFETY: see above.
-                unsafe { matmul::quantize::<$isa>(x, n, q, d, sum32, sum16) }
+                unsafe { matmul::quantize::<$isa>(x, out) }
             }
             $(#[$feature])?
             unsafe fn dot_f32(a: *const f32, b: *const f32, n: usize) -> f32 {

@@ -29,14 +29,17 @@ impl LayerCache {
         })
     }
 
-    /// One head's part.
-    pub(crate) fn head(&mut self, head: usize) -> HeadCache {
-        HeadCache {
-            k: self.k[head * self.head_bytes.0..][..self.head_bytes.0].as_mut_ptr(),
-            v: self.v[head * self.head_bytes.1..][..self.head_bytes.1].as_mut_ptr(),
-            head_dim: self.head_dim,
-            value_stride: self.head_dim.next_multiple_of(LANES),
-        }
+    /// The parts of the first `n` heads.
+    pub(crate) fn heads(&mut self, n: usize) -> impl Iterator<Item = HeadCache> {
+        let keys = self.k.chunks_exact_mut(self.head_bytes.0);
+        let values = self.v.chunks_exact_mut(self.head_bytes.1);
+        let (head_dim, value_stride) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
+        keys.zip(values).take(n).map(move |(k, v)| HeadCache {
+            k: k.as_mut_ptr(),
+            v: v.as_mut_ptr(),
+            head_dim,
+            value_stride,
+        })
     }
 
     /// Bytes of the whole context.

@@ -9,6 +9,20 @@ use std::ops::Range;
 use super::isa::{Isa, LANES};
 use super::pack::{GROUP, Packed, PackedFloat};
 
+/// 32 quantized activations: what a product needs of them lies together, so that a column is one pointer.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct ActGroup {
+    /// Quants.
+    pub(crate) q: [i8; GROUP],
+    /// Scale.
+    pub(crate) d: f32,
+    /// Scale times the sum of the quants.
+    pub(crate) sum32: f32,
+    /// Scale times the sum of each half.
+    pub(crate) sum16: [f32; 2],
+}
+
 /// The input of a matrix product: rows of activations, one per token.
 #[derive(Clone, Copy)]
 pub(crate) struct Acts {
@@ -16,14 +30,8 @@ pub(crate) struct Acts {
     pub(crate) n_in: usize,
     /// As f32, `[n_tokens, n_in]`.
     pub(crate) x: *const f32,
-    /// As int8 with one scale per 32: quants, `[n_tokens, n_in]`.
-    pub(crate) q: *const i8,
-    /// Scales, `[n_tokens, n_in / 32]`.
-    pub(crate) d: *const f32,
-    /// Scale times the sum of the quants of each 32, `[n_tokens, n_in / 32]`.
-    pub(crate) sum32: *const f32,
-    /// Scale times the sum of the quants of each 16, `[n_tokens, n_in / 16]`.
-    pub(crate) sum16: *const f32,
+    /// As int8 with one scale per 32, `[n_tokens, n_in / 32]`.
+    pub(crate) groups: *const ActGroup,
 }
 
 /// Fewer columns than this go through GEMV one by one: unpacking a panel would cost more than it saves.
@@ -96,7 +104,7 @@ unsafe fn gemv<S: Isa, P: Packed>(panel: *const u8, acts: &Acts, col: usize) -> 
             for g in 0..P::BLOCK / GROUP {
                 let quants = P::quants::<S>(block, g);
                 let scales = P::scale_min::<S>(block, g);
-                total = group::<S, P>(total, &quants, &scales, acts, col * groups + kb + g);
+                total = group::<S, P>(total, &quants, &scales, acts.groups.add(col * groups + kb + g));
             }
             block = block.add(LANES * P::FILE_BYTES);
         }
@@ -104,24 +112,23 @@ unsafe fn gemv<S: Isa, P: Packed>(panel: *const u8, acts: &Acts, col: usize) -> 
     }
 }
 
-/// Adds one group's share: `at` is the index of the group among all columns' groups.
+/// Adds one group's share.
 #[inline(always)]
 unsafe fn group<S: Isa, P: Packed>(
     total: S::F,
     quants: &[S::B; 8],
     scales: &[(S::F, S::F); 2],
-    acts: &Acts,
-    at: usize,
+    act: *const ActGroup,
 ) -> S::F {
     // SAFETY: as for [`panel`].
     unsafe {
-        let a = acts.q.add(at * GROUP);
+        let a = (&raw const (*act).q).cast::<i8>();
         let mut acc = [S::i_splat(0); 2];
         for (j, w) in quants.iter().enumerate() {
             let half = j * P::HALVES / 8;
             acc[half] = dot::<S, P>(acc[half], *w, a.add(4 * j));
         }
-        apply::<S, P>(total, acc, scales, acts, at)
+        apply::<S, P>(total, acc, scales, act)
     }
 }
 
@@ -137,22 +144,21 @@ unsafe fn apply<S: Isa, P: Packed>(
     total: S::F,
     acc: [S::I; 2],
     scales: &[(S::F, S::F); 2],
-    acts: &Acts,
-    at: usize,
+    act: *const ActGroup,
 ) -> S::F {
     // SAFETY: as for [`panel`].
     unsafe {
-        let d = S::f_splat(*acts.d.add(at));
+        let d = S::f_splat((*act).d);
         if P::HALVES == 1 {
             let (scale, min) = scales[0];
             let total = S::f_fma(S::f_mul(S::i_to_f(acc[0]), d), scale, total);
-            S::f_fma(min, S::f_splat(*acts.sum32.add(at)), total)
+            S::f_fma(min, S::f_splat((*act).sum32), total)
         } else {
             let [(scale0, min0), (scale1, min1)] = *scales;
             let both = S::f_fma(S::i_to_f(acc[1]), scale1, S::f_mul(S::i_to_f(acc[0]), scale0));
             let total = S::f_fma(both, d, total);
-            let total = S::f_fma(min0, S::f_splat(*acts.sum16.add(2 * at)), total);
-            S::f_fma(min1, S::f_splat(*acts.sum16.add(2 * at + 1)), total)
+            let total = S::f_fma(min0, S::f_splat((*act).sum16[0]), total);
+            S::f_fma(min1, S::f_splat((*act).sum16[1]), total)
         }
     }
 }
@@ -188,6 +194,7 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(work: *const u8, acts: &Acts, 
     // SAFETY: as for [`panel`].
     unsafe {
         let groups = acts.n_in / GROUP;
+        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.groups.add((col + n) * groups));
         let mut total = [S::f_splat(0.0); N];
         for kb in 0..groups {
             let packed = work.add(kb * unpacked_bytes(P::HALVES));
@@ -195,7 +202,7 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(work: *const u8, acts: &Acts, 
             for j in 0..8 {
                 let w = S::b_load(packed.add(64 * j));
                 for n in 0..N {
-                    let a = acts.q.add(((col + n) * groups + kb) * GROUP + 4 * j);
+                    let a = (&raw const (*columns[n].add(kb)).q).cast::<i8>().add(4 * j);
                     let half = j * P::HALVES / 8;
                     acc[n][half] = dot::<S, P>(acc[n][half], w, a);
                 }
@@ -204,7 +211,7 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(work: *const u8, acts: &Acts, 
             let load = |h: usize| (S::f_load(floats.add(2 * LANES * h)), S::f_load(floats.add(2 * LANES * h + LANES)));
             let scales = [load(0), load(P::HALVES - 1)];
             for n in 0..N {
-                total[n] = apply::<S, P>(total[n], acc[n], &scales, acts, (col + n) * groups + kb);
+                total[n] = apply::<S, P>(total[n], acc[n], &scales, columns[n].add(kb));
             }
         }
         for n in 0..N {
@@ -261,32 +268,24 @@ unsafe fn float_tile<S: Isa, P: PackedFloat, const N: usize>(panel: *const u8, a
 /// Quantizes a row to int8 in groups of 32: `d = absmax / 127`, `q = round(x / d)`; and the sums that mins need.
 ///
 /// # Safety
-/// `x` has `n` floats (a multiple of 32); the outputs have room for them; the CPU has the instruction set.
+/// `x` has 32 floats for each of `out`; the CPU has the instruction set.
 #[inline(always)]
-pub(crate) unsafe fn quantize<S: Isa>(
-    x: *const f32,
-    n: usize,
-    q: *mut i8,
-    d: *mut f32,
-    sum32: *mut f32,
-    sum16: *mut f32,
-) {
-    // SAFETY: two vectors per group, as the caller promises.
-    unsafe {
-        for g in 0..n / GROUP {
+pub(crate) unsafe fn quantize<S: Isa>(x: *const f32, out: &mut [ActGroup]) {
+    for (g, out) in out.iter_mut().enumerate() {
+        // SAFETY: two vectors per group, as the caller promises.
+        unsafe {
             let (a, b) = (S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES)));
             let absmax = S::f_max_lane(S::f_max(S::f_abs(a), S::f_abs(b)));
             // Groups too small for the inverse to be finite count as zeros; NaN and infinity pass on into the result.
             let (scale, inverse) = if absmax <= TINY { (0.0, 0.0) } else { (absmax / 127.0, 127.0 / absmax) };
             let inverse = S::f_splat(inverse);
             let (qa, qb) = (S::f_to_i(S::f_mul(a, inverse)), S::f_to_i(S::f_mul(b, inverse)));
-            S::i_store_i8(q.add(g * GROUP), qa);
-            S::i_store_i8(q.add(g * GROUP + LANES), qb);
+            S::i_store_i8(out.q.as_mut_ptr(), qa);
+            S::i_store_i8(out.q.as_mut_ptr().add(LANES), qb);
             let (sa, sb) = (S::i_sum(qa), S::i_sum(qb));
-            *d.add(g) = scale;
-            *sum32.add(g) = scale * sa.wrapping_add(sb) as f32;
-            *sum16.add(2 * g) = scale * sa as f32;
-            *sum16.add(2 * g + 1) = scale * sb as f32;
+            out.d = scale;
+            out.sum32 = scale * sa.wrapping_add(sb) as f32;
+            out.sum16 = [scale * sa as f32, scale * sb as f32];
         }
     }
 }

@@ -14,7 +14,6 @@ mod team;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -66,8 +65,10 @@ pub struct CpuBackend {
     options: CpuOptions,
     name: String,
     team: Team,
-    weights: HashMap<WeightId, Loaded>,
-    cache: HashMap<usize, LayerCache>,
+    /// By [`WeightId`]; only those of the blocks placed here.
+    weights: Vec<Option<Loaded>>,
+    /// By layer; only those placed here.
+    cache: Vec<Option<LayerCache>>,
     scratch: exec::Scratch,
 }
 
@@ -83,22 +84,24 @@ impl CpuBackend {
         let level = IsaLevel::best(options.isa);
         let kernels = level.kernels();
         let mut team = Team::new(options.threads)?;
-        let mut weights = HashMap::new();
-        let mut cache = HashMap::new();
         let hp = &program.hparams;
+        let mut weights: Vec<Option<Loaded>> = program.weights.iter().map(|_| None).collect();
+        let mut cache: Vec<Option<LayerCache>> = (0..hp.n_layer).map(|_| None).collect();
         for block in blocks.iter().flat_map(|r| &program.blocks[r.clone()]) {
             for id in &block.weights {
                 let loaded = load_weight(gguf, program, *id, &kernels, options.precision, &mut team)?;
-                weights.insert(*id, loaded);
+                weights[id.0] = Some(loaded);
                 progress(gguf.tensor(&program.weight(*id).tensor).map_or(0, |t| t.n_bytes() as u64));
             }
             for step in &block.steps {
                 if let Step::StoreKv { layer } = step {
-                    cache.insert(*layer, LayerCache::new(options.n_ctx, hp.n_head_kv, hp.head_dim, options.kv_type)?);
+                    let layer_cache = LayerCache::new(options.n_ctx, hp.n_head_kv, hp.head_dim, options.kv_type)?;
+                    cache[*layer] = Some(layer_cache);
                 }
             }
         }
-        let work = weights.values().filter_map(|w| if let Loaded::Matrix(m) = w { Some(m.work_bytes()) } else { None });
+        let work =
+            weights.iter().filter_map(|w| if let Some(Loaded::Matrix(m)) = w { Some(m.work_bytes()) } else { None });
         let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || {
             AttentionWork::new(hp.head_dim.next_multiple_of(isa::LANES))
         });
@@ -153,8 +156,8 @@ impl Backend for CpuBackend {
             Loaded::Vector(v) => 4 * v.len(),
         };
         MemoryReport {
-            weights: self.weights.values().map(weight).sum(),
-            kv_cache: self.cache.values().map(LayerCache::bytes).sum(),
+            weights: self.weights.iter().flatten().map(weight).sum(),
+            kv_cache: self.cache.iter().flatten().map(LayerCache::bytes).sum(),
             scratch: self.scratch.bytes(),
         }
     }

@@ -5,7 +5,7 @@ use tandem_loader::{GgmlType, quant};
 
 use super::isa::LANES;
 use super::kernels::{IsaLevel, Kernels};
-use super::matmul::Acts;
+use super::matmul::{ActGroup, Acts};
 use super::matrix::Matrix;
 
 /// A small generator: the tests must be repeatable from one number.
@@ -83,21 +83,10 @@ fn activations(n: usize, values: Values, random: &mut Random) -> Vec<f32> {
     (0..n).map(|_| value(random)).collect()
 }
 
-/// Int8 activations with their scales and sums.
-struct Quantized {
-    q: Vec<i8>,
-    d: Vec<f32>,
-    sum32: Vec<f32>,
-    sum16: Vec<f32>,
-}
-
-fn quantize(kernels: &Kernels, x: &[f32]) -> Quantized {
-    let groups = x.len() / 32;
-    let mut out =
-        Quantized { q: vec![0; x.len()], d: vec![0.0; groups], sum32: vec![0.0; groups], sum16: vec![0.0; 2 * groups] };
-    let (q, d) = (out.q.as_mut_ptr(), out.d.as_mut_ptr());
-    // SAFETY: the outputs have the lengths the function asks for.
-    unsafe { (kernels.quantize)(x.as_ptr(), groups * 32, q, d, out.sum32.as_mut_ptr(), out.sum16.as_mut_ptr()) };
+fn quantize(kernels: &Kernels, x: &[f32]) -> Vec<ActGroup> {
+    let mut out = vec![ActGroup::default(); x.len() / 32];
+    // SAFETY: 32 floats per group.
+    unsafe { (kernels.quantize)(x.as_ptr(), &mut out) };
     out
 }
 
@@ -107,14 +96,7 @@ fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usiz
     let kernel = (kernels.matrix)(ty).unwrap();
     let matrix = Matrix::from_blocks(file, kernel, n_in, n_out).unwrap();
     let quantized = quantize(&kernels, x);
-    let acts = Acts {
-        n_in,
-        x: x.as_ptr(),
-        q: quantized.q.as_ptr(),
-        d: quantized.d.as_ptr(),
-        sum32: quantized.sum32.as_ptr(),
-        sum16: quantized.sum16.as_ptr(),
-    };
+    let acts = Acts { n_in, x: x.as_ptr(), groups: quantized.as_ptr() };
     let n_cols = x.len() / n_in;
     let mut work = vec![0u8; matrix.work_bytes()];
     let mut tile = vec![0.0; n_cols * LANES];
@@ -144,7 +126,7 @@ fn check(level: IsaLevel, ty: GgmlType, (n_in, n_out, n_cols): (usize, usize, us
         false => x.iter().map(|x| f64::from(*x)).collect(),
         true => {
             let quantized = quantize(&kernels, &x);
-            quantized.q.iter().enumerate().map(|(i, q)| f64::from(quantized.d[i / 32]) * f64::from(*q)).collect()
+            quantized.iter().flat_map(|g| g.q.map(|q| f64::from(g.d) * f64::from(q))).collect()
         }
     };
     let got = multiply(level, ty, &file, n_in, n_out, &x);
@@ -229,13 +211,14 @@ proptest! {
         for level in levels() {
             let out = quantize(&level.kernels(), &x);
             for (i, x) in x.iter().enumerate() {
-                let d = out.d[i / 32];
+                let ActGroup { d, q, .. } = out[i / 32];
                 // Half a step, and the rounding of the product with the inverse scale.
-                prop_assert!((x - d * f32::from(out.q[i])).abs() <= 0.5001 * d);
+                prop_assert!((x - d * f32::from(q[i % 32])).abs() <= 0.5001 * d);
             }
-            for g in 0..5 {
-                let sum: i32 = out.q[32 * g..32 * g + 32].iter().map(|q| i32::from(*q)).sum();
-                prop_assert_eq!(out.sum32[g], out.d[g] * sum as f32);
+            for group in out {
+                let sum = |q: &[i8]| group.d * q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+                prop_assert_eq!(group.sum32, sum(&group.q));
+                prop_assert_eq!(group.sum16, [sum(&group.q[..16]), sum(&group.q[16..])]);
             }
         }
     }
@@ -246,7 +229,7 @@ fn quantizing_zeros_and_tiny_values_gives_no_nan() {
     for level in levels() {
         for x in [0.0, 1e-44, -1e-40] {
             let out = quantize(&level.kernels(), &[x; 32]);
-            assert!(out.d[0].is_finite() && out.sum32[0].is_finite(), "{level:?} {x}");
+            assert!(out[0].d.is_finite() && out[0].sum32.is_finite(), "{level:?} {x}");
         }
     }
 }
