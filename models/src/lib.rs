@@ -10,6 +10,7 @@ mod error;
 mod hparams;
 mod program;
 mod rope;
+pub mod template;
 pub mod tokenizer;
 
 pub use arch::{ARCHITECTURES, Architecture};
