@@ -84,7 +84,9 @@ fn check_case(tokenizer: &Tokenizer, case: &Value, wrong: &mut Vec<String>) {
         }
     }
     let texts = [("detok_hex", "ids", true), ("detok_parse_special_hex", "ids_parse_special", true)];
-    for (key, ids_key, special) in texts.into_iter().chain([("detok_parse_special_hidden_hex", "ids_parse_special", false)]) {
+    for (key, ids_key, special) in
+        texts.into_iter().chain([("detok_parse_special_hidden_hex", "ids_parse_special", false)])
+    {
         let Some(expected) = case[key].as_str().map(unhex) else { continue };
         let tokens = ids(case, ids_key);
         let found = tokenizer.decode(&tokens, special);

@@ -179,8 +179,7 @@ impl Bpe {
             }
             let Some(merge) = self.merges.get(&pair) else { continue };
             parts[this.next as usize].len = 0;
-            parts[left as usize] =
-                Part { symbol: merge.result, len: this.len + right.len, next: right.next, ..this };
+            parts[left as usize] = Part { symbol: merge.result, len: this.len + right.len, next: right.next, ..this };
             if right.next != NONE {
                 parts[right.next as usize].prev = left;
                 self.consider(parts, queue, left);

@@ -50,13 +50,7 @@ macro_rules! spaces {
 /// Words with any one character before them, digits as given, punctuation with line ends.
 macro_rules! words_digits {
     ($digits:literal) => {
-        concat!(
-            contraction!(),
-            r"|[^\r\n\p{L}\p{N}]?\p{L}+|",
-            $digits,
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
-            spaces!()
-        )
+        concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|", $digits, r"| ?[^\s\p{L}\p{N}]+[\r\n]*", spaces!())
     };
 }
 
@@ -92,19 +86,13 @@ const KIMI_RE: &str = concat!(
     spaces!()
 );
 
-const QWEN35_RE: &str = concat!(
-    contraction!(),
-    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
-    spaces!()
-);
+const QWEN35_RE: &str =
+    concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", spaces!());
 
 /// ASCII punctuation before a Latin word stays with it.
 macro_rules! punctuated_words {
     ($rest:expr) => {
-        concat!(
-            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
-            $rest
-        )
+        concat!(r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##, $rest)
     };
 }
 
@@ -125,8 +113,7 @@ const DEEPSEEK3: &[Stage] = &[DIGITS_1_TO_3, HAN_KANA, DEEPSEEK3_WORDS];
 const BLOOM_RE: Stage = Regex(r" ?[^(\s|.,!?…。，、।۔،)]+");
 const BLOOM: &[Stage] = &[BLOOM_RE];
 
-const DEFAULT: &[Stage] =
-    &[Regex(r"[\p{P}\$\+<=>\^~\|]+"), Regex(GPT2_RE), Regex(r"\p{N}+"), Regex("[0-9][0-9][0-9]")];
+const DEFAULT: &[Stage] = &[Regex(r"[\p{P}\$\+<=>\^~\|]+"), Regex(GPT2_RE), Regex(r"\p{N}+"), Regex("[0-9][0-9][0-9]")];
 
 const FALCON: &[Stage] = &[Regex(r"[\p{P}\$\+<=>\^~\|`]+"), Regex(GPT2_RE), Regex("[0-9][0-9][0-9]")];
 
@@ -179,26 +166,18 @@ const BAILING: &[Stage] = &[Regex(concat!(
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 ))];
 
-const SEED_CODER: &[Stage] = &[Regex(concat!(
-    contraction!(),
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+",
-    spaces!()
-))];
+const SEED_CODER: &[Stage] =
+    &[Regex(concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+", spaces!()))];
 
 const EXAONE_MOE: &[Stage] = &[Regex(concat!(
     contraction!(),
     r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
 ))];
 
-const SPARK: &[Stage] = &[
-    DIGITS_1_TO_3,
-    HAN_KANA,
-    Regex(punctuated_words!(r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+")),
-    DIGIT,
-];
+const SPARK: &[Stage] =
+    &[DIGITS_1_TO_3, HAN_KANA, Regex(punctuated_words!(r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+")), DIGIT];
 
-const UFAKZEKA: &[Stage] =
-    &[Regex(concat!(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*", spaces!()))];
+const UFAKZEKA: &[Stage] = &[Regex(concat!(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*", spaces!()))];
 
 /// A row without extras.
 const fn row(name: &'static str, stages: &'static [Stage]) -> Pre {

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use tokenizers::pattern::Pattern;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{OffsetReferential, OffsetType, Offsets, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior};
+use tokenizers::{
+    OffsetReferential, OffsetType, Offsets, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
+};
 
 use super::pre_table::{Pre, Stage};
 
@@ -186,7 +188,10 @@ mod tests {
 
     #[test]
     fn words_digits_and_spaces() {
-        assert_eq!(cut("gpt-2", "it's  two  words 123a\n\n x"), ["it", "'s", " ", " two", " ", " words", " 123", "a", "\n\n", " x"]);
+        assert_eq!(
+            cut("gpt-2", "it's  two  words 123a\n\n x"),
+            ["it", "'s", " ", " two", " ", " words", " 123", "a", "\n\n", " x"]
+        );
         assert_eq!(cut("llama-bpe", "IT'S 12345\n\n  x"), ["IT", "'S", " ", "123", "45", "\n\n", " ", " x"]);
         assert_eq!(cut("qwen2", "a12"), ["a", "1", "2"]);
         assert_eq!(cut("gpt-4o", "HelloWorld's"), ["Hello", "World's"]);

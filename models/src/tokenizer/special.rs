@@ -85,11 +85,7 @@ const FIM_ROLES: &[(&str, &[&str], bool)] = &[
         false,
     ),
     ("tokenizer.ggml.fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"], true),
-    (
-        "tokenizer.ggml.fim_rep_token_id",
-        &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
-        true,
-    ),
+    ("tokenizer.ggml.fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"], true),
     ("tokenizer.ggml.fim_sep_token_id", &["<|file_sep|>"], true),
 ];
 
@@ -112,11 +108,7 @@ pub(crate) struct Special {
 impl Special {
     /// Reads the roles, and marks tokens known by their text in `vocab`. `defaults` are the ids of (bos, eos, unknown)
     /// for files that do not say.
-    pub(crate) fn from_metadata(
-        meta: &Metadata,
-        vocab: &mut Vocab,
-        defaults: [Option<u32>; 3],
-    ) -> Special {
+    pub(crate) fn from_metadata(meta: &Metadata, vocab: &mut Vocab, defaults: [Option<u32>; 3]) -> Special {
         let n_vocab = vocab.len();
         let id = |key: &str, default: Option<u32>| token_id(meta, key, default, n_vocab);
         let mut special = Special {

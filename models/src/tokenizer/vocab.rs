@@ -99,7 +99,10 @@ impl Vocab {
         let hash = self.hasher.hash_one(text);
         if let Some(first) = self.find(hash, text) {
             let shown = String::from_utf8_lossy(text);
-            return Err(TokenizerError::malformed(TOKENS, format!("tokens {first} and {id} have the same text `{shown}`")));
+            return Err(TokenizerError::malformed(
+                TOKENS,
+                format!("tokens {first} and {id} have the same text `{shown}`"),
+            ));
         }
         self.arena.extend_from_slice(text);
         let end = u32::try_from(self.arena.len())
