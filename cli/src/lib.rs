@@ -1,3 +1,32 @@
 //! What the `tandem` command is made of.
+//!
+//! `main` parses the arguments ([`args`]), and [`commands`] has one file for each command. Answers go to stdout,
+//! everything else to stderr ([`ui`]); every error ends in one of the exit codes of [`exit`].
 
+mod args;
+mod commands;
+mod exit;
 pub mod fetch;
+mod interrupt;
+mod open;
+mod prompt;
+mod threads;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse_from(args::with_long_options(std::env::args_os())) {
+        Ok(cli) => cli,
+        // Usage errors, and help and version, which clap treats alike. A closed pipe is no reason to complain.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
+        }
+    };
+    let ui = ui::Ui::new(cli.quiet, cli.verbose);
+    exit::report(&ui, commands::run(cli.command, &ui))
+}

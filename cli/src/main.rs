@@ -1,2 +1,5 @@
 //! The `tandem` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    tandem_cli::main()
+}

@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod cpu;
 mod error;
+pub mod generate;
 mod model;
 pub mod placement;
 pub mod reference;
@@ -16,6 +17,7 @@ mod session;
 
 pub use backend::{Backend, Batch, MemoryReport};
 pub use error::{Error, Result};
+pub use generate::{GenerateError, GenerateOptions, Generation, StopReason, generate};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
 pub use placement::Placement;
 pub use session::{DEFAULT_BATCH, Outputs, Session};

@@ -1,0 +1,302 @@
+//! The arguments: what every command shares. Options of one command are in its own file.
+
+use std::ffi::{OsStr, OsString};
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tandem_engine::cpu::IsaLevel;
+use tandem_engine::sampler::SamplerParams;
+use tandem_engine::{KvType, LoadOptions, Precision};
+
+use crate::commands::{completions, pull, run};
+use crate::exit::Failure;
+use crate::fetch;
+use crate::threads::physical_cores;
+
+/// Runs large language models (GGUF files) on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failure while running, 2 wrong usage, 3 the model file cannot be used,\n\
+                        4 cannot be placed as asked, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    /// Say less on stderr: warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands; each is one file in `commands`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt
+    Run(run::RunArgs),
+    /// Fetch a model, or list what is here
+    Pull(pull::PullArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page (roff)
+    Man,
+}
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// A path to a .gguf file (the first part of a split one), a name of the catalog, or org/repo[:QUANT] on the
+    /// Hugging Face hub [default: smollm2, fetched on first use]
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+}
+
+impl ModelArgs {
+    /// The reference given, or the first model of the catalog.
+    pub(crate) fn reference(&self) -> &str {
+        self.model.as_deref().unwrap_or(fetch::catalog()[0].alias)
+    }
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LoadArgs {
+    /// CPU threads [default: the physical cores this process may use]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    /// Layers on the GPU: a number, auto or all (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    #[arg(long, value_name = "N", default_value = "auto")]
+    pub(crate) gpu_layers: GpuLayers,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    /// An error where something cannot be placed as asked
+    #[arg(long)]
+    pub(crate) strict_placement: bool,
+    /// Highest CPU instruction set to use, for tests and comparisons
+    #[arg(long, value_name = "ISA", hide_short_help = true)]
+    pub(crate) cpu_isa: Option<CpuIsa>,
+}
+
+/// Context length, and how numbers in it are stored.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ContextArgs {
+    /// Context length in tokens [default: the smaller of the model's own and 8192]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub(crate) ctx: Option<usize>,
+    /// Type of the K and V cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    pub(crate) kv_type: KvType,
+    /// fast: activations quantized to int8 for the dot products; exact: f32 activations and cache, for checking
+    #[arg(long, value_name = "PRECISION", default_value = "fast")]
+    pub(crate) precision: PrecisionArg,
+}
+
+impl LoadArgs {
+    /// The engine's options.
+    ///
+    /// # Errors
+    /// A placement that cannot be had.
+    pub(crate) fn options(&self) -> anyhow::Result<LoadOptions> {
+        self.gpu_layers.check()?;
+        Ok(LoadOptions {
+            threads: Some(self.threads.unwrap_or_else(physical_cores)),
+            n_ctx: self.context.ctx,
+            precision: self.context.precision.into(),
+            kv_type: self.context.kv_type,
+            isa: self.cpu_isa.map(IsaLevel::from),
+        })
+    }
+}
+
+/// `--precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    Fast,
+    Exact,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Precision {
+        match arg {
+            PrecisionArg::Fast => Precision::Fast,
+            PrecisionArg::Exact => Precision::Exact,
+        }
+    }
+}
+
+/// `--cpu-isa`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CpuIsa {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+impl From<CpuIsa> for IsaLevel {
+    fn from(arg: CpuIsa) -> IsaLevel {
+        match arg {
+            CpuIsa::Scalar => IsaLevel::Scalar,
+            CpuIsa::Avx2 => IsaLevel::Avx2,
+            CpuIsa::Avx512 => IsaLevel::Avx512,
+        }
+    }
+}
+
+/// `-ngl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GpuLayers {
+    /// As many as fit, none without a GPU.
+    Auto,
+    /// All.
+    All,
+    /// This many.
+    Count(usize),
+}
+
+impl GpuLayers {
+    /// An error where a GPU is asked for: there is no backend for one yet, and nothing falls back silently.
+    pub(crate) fn check(self) -> anyhow::Result<()> {
+        match self {
+            GpuLayers::Auto | GpuLayers::Count(0) => Ok(()),
+            GpuLayers::All | GpuLayers::Count(_) => Err(Failure::placement(format!(
+                "cannot place layers on a GPU (-ngl {self}): this version has no GPU backend; use -ngl 0 or -ngl auto"
+            ))),
+        }
+    }
+}
+
+impl FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GpuLayers, String> {
+        match text {
+            "auto" => Ok(GpuLayers::Auto),
+            "all" => Ok(GpuLayers::All),
+            _ => text.parse().map(GpuLayers::Count).map_err(|_| "give a number, `auto` or `all`".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for GpuLayers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            GpuLayers::Auto => f.write_str("auto"),
+            GpuLayers::All => f.write_str("all"),
+            GpuLayers::Count(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = SamplerParams::default().temp)]
+    pub(crate) temp: f32,
+    /// Only the K most likely tokens stay; 0: all
+    #[arg(long, value_name = "K", default_value_t = SamplerParams::default().top_k)]
+    pub(crate) top_k: usize,
+    /// Only the most likely tokens that together have this probability stay; 1: all
+    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().top_p)]
+    pub(crate) top_p: f32,
+    /// Only tokens at least this fraction as likely as the best one stay; 0: all
+    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().min_p)]
+    pub(crate) min_p: f32,
+    /// Makes tokens of the last --repeat-last-n less likely; 1: off
+    #[arg(long, value_name = "R", default_value_t = SamplerParams::default().repeat_penalty)]
+    pub(crate) repeat_penalty: f32,
+    /// How many of the last tokens the penalties look at
+    #[arg(long, value_name = "N", default_value_t = SamplerParams::default().repeat_last_n)]
+    pub(crate) repeat_last_n: usize,
+    /// Taken from the logit of every token seen; 0: off
+    #[arg(long, value_name = "A", default_value_t = SamplerParams::default().presence_penalty)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f32,
+    /// Taken from the logit of a token for each time it was seen; 0: off
+    #[arg(long, value_name = "A", default_value_t = SamplerParams::default().frequency_penalty)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f32,
+    /// Added to the logit of a token (repeatable), as in 42=-1.5; -inf bans it
+    #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// Start of the random numbers; the same seed gives the same text [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The sampler's parameters.
+    pub(crate) fn params(&self) -> SamplerParams {
+        SamplerParams {
+            temp: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            logit_bias: self.logit_bias.clone(),
+        }
+    }
+}
+
+/// A number of at least 1.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("give a whole number of at least 1".to_owned()),
+        Ok(n) => Ok(n),
+    }
+}
+
+fn kv_type(text: &str) -> Result<KvType, String> {
+    match text {
+        "f32" => Ok(KvType::F32),
+        "f16" => Ok(KvType::F16),
+        "q8_0" | "q4_0" => Err(format!("{text} is not supported yet; use f16 or f32")),
+        _ => Err("give f16 or f32".to_owned()),
+    }
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let wanted = || "give ID=BIAS, as in 42=-1.5".to_owned();
+    let (id, bias) = text.split_once('=').ok_or_else(wanted)?;
+    Ok((id.trim().parse().map_err(|_| wanted())?, bias.trim().parse().map_err(|_| wanted())?))
+}
+
+/// Rewrites `-ngl`, which users of other engines type, to its long form: clap knows no long options with one dash.
+pub(crate) fn with_long_options(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut rest_is_text = false;
+    let rewrite = |arg: OsString| {
+        rest_is_text |= arg == "--";
+        match arg.to_str() {
+            Some("-ngl") if !rest_is_text => OsStr::new("--gpu-layers").to_owned(),
+            Some(text) if !rest_is_text && text.starts_with("-ngl=") => {
+                OsString::from(text.replacen("-ngl", "--gpu-layers", 1))
+            }
+            _ => arg,
+        }
+    };
+    args.into_iter().map(rewrite).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn ngl_with_one_dash() {
+        let rewritten = |args: &[&str]| with_long_options(args.iter().map(OsString::from)).join(OsStr::new(" "));
+        assert_eq!(rewritten(&["run", "-ngl", "4", "-ngl=all"]), "run --gpu-layers 4 --gpu-layers=all");
+        assert_eq!(rewritten(&["run", "--", "-ngl"]), "run -- -ngl");
+    }
+}

@@ -1,0 +1,50 @@
+//! Ctrl-C: the first one asks to stop, the second one leaves at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
+
+use crate::exit;
+
+/// Whether Ctrl-C was pressed, for everything that should then stop.
+pub(crate) struct Interrupt {
+    pressed: Arc<AtomicBool>,
+    sessions: Vec<Arc<AtomicBool>>,
+}
+
+impl Interrupt {
+    /// Listens to Ctrl-C from now on.
+    pub(crate) fn new() -> io::Result<Interrupt> {
+        let pressed = Arc::new(AtomicBool::new(false));
+        // In this order: the first signal finds the flag down and raises it, the second finds it up and leaves.
+        flag::register_conditional_shutdown(SIGINT, exit::INTERRUPTED.into(), pressed.clone())?;
+        flag::register(SIGINT, pressed.clone())?;
+        Ok(Interrupt { pressed, sessions: Vec::new() })
+    }
+
+    /// Lets Ctrl-C raise the flag of a session too.
+    pub(crate) fn watch(&mut self, session: Arc<AtomicBool>) -> io::Result<()> {
+        flag::register(SIGINT, session.clone())?;
+        session.fetch_or(self.is_set(), Ordering::Relaxed);
+        self.sessions.push(session);
+        Ok(())
+    }
+
+    /// Whether it was pressed since the last [`clear`](Self::clear).
+    pub(crate) fn is_set(&self) -> bool {
+        self.pressed.load(Ordering::Relaxed)
+    }
+
+    /// Forgets that it was pressed.
+    pub(crate) fn clear(&self) {
+        self.sessions.iter().chain([&self.pressed]).for_each(|flag| flag.store(false, Ordering::Relaxed));
+    }
+
+    /// An error if it was pressed.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if self.is_set() { Err(exit::Failure::interrupted()) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,108 @@
+//! From a model reference to an open file and a loaded session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tandem_engine::{LoadOptions, Model, Session};
+use tandem_loader::Gguf;
+use tandem_models::template::ChatTemplate;
+use tandem_models::tokenizer::Tokenizer;
+
+use crate::args::ModelArgs;
+use crate::fetch::{self, FetchOptions};
+use crate::interrupt::Interrupt;
+use crate::ui::{self, FetchProgress, Ui};
+
+/// Loading that takes longer than this shows a bar.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Finds (or fetches) the model and opens its header.
+pub(crate) fn open(model: &ModelArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::Result<Arc<Gguf>> {
+    let mut progress = FetchProgress::new(ui, interrupt);
+    let resolved = fetch::resolve(model.reference(), &FetchOptions::from_env(), &mut progress)?;
+    if resolved.was_fetched() {
+        ui.note(resolved.summary());
+    } else {
+        ui.detail(resolved.summary());
+    }
+    Ok(Arc::new(Gguf::open(&resolved.path)?))
+}
+
+/// A model that can take text.
+pub(crate) struct Loaded {
+    /// The sequence, still empty.
+    pub(crate) session: Session,
+    /// The tokenizer.
+    pub(crate) tokenizer: Tokenizer,
+    /// The chat template, where the file has one.
+    pub(crate) template: Option<ChatTemplate>,
+    /// How long loading took.
+    pub(crate) load_time: Duration,
+}
+
+/// Loads weights and tokenizer.
+pub(crate) fn load(
+    gguf: Arc<Gguf>,
+    options: &LoadOptions,
+    ui: &Ui,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Loaded> {
+    let start = Instant::now();
+    let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+    let template = ChatTemplate::from_metadata(gguf.metadata())?;
+    let session = load_session(gguf, options, ui, interrupt)?;
+    Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
+}
+
+/// Loads weights only, for what works on token ids.
+pub(crate) fn load_session(
+    gguf: Arc<Gguf>,
+    options: &LoadOptions,
+    ui: &Ui,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Session> {
+    let start = Instant::now();
+    let mut bar = None;
+    let model = Model::load(gguf, options, &mut |done, total| {
+        if bar.is_none() && start.elapsed() > PATIENCE {
+            bar = Some(ui.bar("loading", Some(total)));
+        }
+        if let Some(bar) = &bar {
+            bar.set_position(done);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let model = model?;
+    interrupt.check()?;
+    describe(&model, ui);
+    let session = Session::new(model);
+    interrupt.watch(session.interrupt())?;
+    Ok(session)
+}
+
+/// The placement line, and warnings.
+fn describe(model: &Model, ui: &Ui) {
+    let program = model.program();
+    let memory = model.memory();
+    ui.note(format_args!(
+        "{}; {}; context {}",
+        model.placement().describe(program),
+        model.backend_names().join(", "),
+        model.n_ctx()
+    ));
+    ui.detail(format_args!(
+        "memory: weights {}, KV cache {}, scratch {}",
+        ui::bytes(memory.weights as u64),
+        ui::bytes(memory.kv_cache as u64),
+        ui::bytes(memory.scratch as u64)
+    ));
+    let trained = program.hparams.n_ctx_train;
+    if model.n_ctx() > trained {
+        ui.warn(format_args!("the model was trained for {trained} tokens; answers get worse beyond them"));
+    }
+    if !program.unused.is_empty() {
+        ui.detail(format_args!("{} tensors of the file are not used: {}", program.unused.len(), program.unused[0]));
+    }
+}
