@@ -184,9 +184,12 @@ impl Gguf {
         &self.parts[tensor.part].source.bytes()[tensor.bytes.clone()]
     }
 
-    /// Lets the operating system drop a tensor's pages from this process's memory. Its data stays readable.
-    pub fn forget(&self, tensor: &TensorInfo) {
-        self.parts[tensor.part].source.forget(tensor.bytes.clone());
+    /// Lets the operating system drop the pages of some of a tensor's bytes from this process's memory. They stay
+    /// readable.
+    pub fn forget(&self, tensor: &TensorInfo, bytes: Range<usize>) {
+        let start = tensor.bytes.start;
+        let end = tensor.bytes.end.min(start.saturating_add(bytes.end));
+        self.parts[tensor.part].source.forget((start + bytes.start).min(end)..end);
     }
 
     /// Asks the operating system to start reading a tensor's pages.

@@ -129,6 +129,7 @@ struct Exec<'a> {
     gguf: &'a tandem_loader::Gguf,
     kernels: Kernels,
     kv_type: KvType,
+    arena: &'a [u8],
     weights: &'a [Option<Loaded>],
     heads: Vec<Vec<HeadCache>>,
     batch: Batch<'a>,
@@ -159,6 +160,7 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         gguf: &cpu.gguf,
         kernels: cpu.kernels,
         kv_type: cpu.options.kv_type,
+        arena: &cpu.arena,
         weights: &cpu.weights,
         heads: cpu.cache.iter_mut().map(|c| c.iter_mut().flat_map(|c| c.heads(n_head_kv)).collect()).collect(),
         batch: *batch,
@@ -351,7 +353,7 @@ impl Exec<'_> {
         for start in cols.clone().step_by(MAX_COLS) {
             let part = start..cols.end.min(start + MAX_COLS);
             // SAFETY: `acts` covers all columns of the batch.
-            unsafe { matrix.multiply(p, acts, part.clone(), &mut own.work, &mut own.tile) };
+            unsafe { matrix.multiply(self.arena, p, acts, part.clone(), &mut own.work, &mut own.tile) };
             for (col, tile) in part.zip(own.tile.chunks_exact_mut(LANES)) {
                 for (y, b) in tile.iter_mut().zip(bias.into_iter().flatten()) {
                     *y += b;
@@ -376,8 +378,8 @@ impl Exec<'_> {
                     let part = start..self.n().min(start + MAX_COLS);
                     // SAFETY: `acts` covers all columns of the batch.
                     unsafe {
-                        self.matrix(gate).multiply(p, &acts, part.clone(), &mut own.work, &mut own.tile);
-                        self.matrix(up).multiply(p, &acts, part.clone(), &mut own.work, &mut own.tile2);
+                        self.matrix(gate).multiply(self.arena, p, &acts, part.clone(), &mut own.work, &mut own.tile);
+                        self.matrix(up).multiply(self.arena, p, &acts, part.clone(), &mut own.work, &mut own.tile2);
                     }
                     let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact_mut(LANES));
                     for (col, (g, u)) in part.zip(tiles) {

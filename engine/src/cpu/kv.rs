@@ -1,7 +1,7 @@
 //! The KV cache of the CPU backend.
 
 use super::attention::HeadCache;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Pages};
 use super::isa::LANES;
 use crate::error::Result;
 use crate::model::KvType;
@@ -22,8 +22,8 @@ impl LayerCache {
         let stride = head_dim.next_multiple_of(LANES);
         let head_bytes = (positions * head_dim * kv_type.bytes(), positions * stride * kv_type.bytes());
         Ok(LayerCache {
-            k: Buffer::zeroed(head_bytes.0 * n_head_kv, "the KV cache")?,
-            v: Buffer::zeroed(head_bytes.1 * n_head_kv, "the KV cache")?,
+            k: Buffer::zeroed(head_bytes.0 * n_head_kv, Pages::Small, "the KV cache")?,
+            v: Buffer::zeroed(head_bytes.1 * n_head_kv, Pages::Small, "the KV cache")?,
             head_dim,
             head_bytes,
         })

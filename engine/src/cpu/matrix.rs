@@ -6,11 +6,15 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use tandem_loader::{Gguf, TensorInfo, quant};
 
-use super::buffer::Buffer;
 use super::isa::LANES;
 use super::kernels::{Kernels, MatrixKernel};
 use super::matmul::{Acts, work_bytes};
 use crate::error::Result;
+
+/// Matrices begin at multiples of this in the arena: a cache line.
+const ALIGNMENT: usize = 64;
+/// Bytes packed before their file pages are let go, which bounds how much of the file is resident twice.
+const PIECE: usize = 8 << 20;
 
 /// A matrix `[n_out, n_in]` that can be multiplied 16 rows at a time.
 pub(crate) struct Matrix {
@@ -20,8 +24,8 @@ pub(crate) struct Matrix {
 }
 
 enum Storage {
-    /// Packed, for the fast path.
-    Panels { kernel: MatrixKernel, panel_bytes: usize, data: Buffer },
+    /// Packed in the backend's arena from byte `at`, for the fast path.
+    Panels { kernel: MatrixKernel, panel_bytes: usize, at: usize },
     /// The file's own blocks, decoded to f32 row by row: nothing is rounded.
     Rows {
         gguf: Arc<Gguf>,
@@ -32,30 +36,56 @@ enum Storage {
 }
 
 impl Matrix {
-    /// Packs a tensor into panels, and lets go of its file pages.
-    pub(crate) fn pack(gguf: &Gguf, tensor: &TensorInfo, kernels: &Kernels) -> Result<Matrix> {
-        let unsupported = || tandem_loader::Error::UnsupportedType {
-            tensor: tensor.name.clone(),
-            ty: tensor.ty.name(),
-            supported: quant::supported_types(),
-        };
-        let kernel = (kernels.matrix)(tensor.ty).ok_or_else(unsupported)?;
+    /// Bytes that [`Matrix::pack`] takes for a tensor.
+    pub(crate) fn packed_bytes(tensor: &TensorInfo) -> usize {
+        let panel_bytes = tensor.n_bytes() / tensor.n_rows() * LANES;
+        (panel_bytes * tensor.n_rows().div_ceil(LANES)).next_multiple_of(ALIGNMENT)
+    }
+
+    /// Packs a tensor into panels at `at` of `arena`, piece by piece, and lets go of its file pages.
+    pub(crate) fn pack(
+        gguf: &Gguf,
+        tensor: &TensorInfo,
+        kernels: &Kernels,
+        arena: &mut [u8],
+        at: usize,
+    ) -> Result<Matrix> {
+        let kernel = kernel(tensor, kernels)?;
         gguf.prefetch(tensor);
-        let matrix = Matrix::from_blocks(gguf.data(tensor), kernel, tensor.row_len(), tensor.n_rows())?;
-        gguf.forget(tensor);
+        let file = gguf.data(tensor);
+        let matrix = Matrix::packed(kernel, tensor.row_len(), tensor.n_rows(), file.len(), at);
+        let piece = PIECE / matrix.panel_bytes() + 1;
+        for first in (0..matrix.n_panels()).step_by(piece) {
+            let panels = first..matrix.n_panels().min(first + piece);
+            matrix.pack_panels(file, panels.clone(), arena);
+            gguf.forget(tensor, panels.start * matrix.panel_bytes()..panels.end * matrix.panel_bytes());
+        }
         Ok(matrix)
     }
 
-    /// Packs rows of blocks into panels, in parallel on the current rayon pool.
-    pub(crate) fn from_blocks(file: &[u8], kernel: MatrixKernel, n_in: usize, n_out: usize) -> Result<Matrix> {
-        let row_bytes = file.len() / n_out;
-        let panel_bytes = row_bytes * LANES;
-        let mut data = Buffer::zeroed(panel_bytes * n_out.div_ceil(LANES), "weights")?;
-        data.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(p, out)| {
+    /// Describes a matrix that is to be packed at `at` of the arena.
+    pub(crate) fn packed(kernel: MatrixKernel, n_in: usize, n_out: usize, file_bytes: usize, at: usize) -> Matrix {
+        Matrix { n_in, n_out, storage: Storage::Panels { kernel, panel_bytes: file_bytes / n_out * LANES, at } }
+    }
+
+    /// Packs some panels from the tensor's bytes, in parallel on the current rayon pool.
+    pub(crate) fn pack_panels(&self, file: &[u8], panels: Range<usize>, arena: &mut [u8]) {
+        let Storage::Panels { kernel, panel_bytes, at } = &self.storage else {
+            unreachable!("only matrices of panels are packed")
+        };
+        let arena = &mut arena[at + panels.start * panel_bytes..at + panels.end * panel_bytes];
+        arena.par_chunks_exact_mut(*panel_bytes).enumerate().for_each(|(i, out)| {
+            let p = panels.start + i;
             let rows = &file[p * panel_bytes..file.len().min((p + 1) * panel_bytes)];
-            pack_panel(&kernel, rows, row_bytes, n_in, out);
+            pack_panel(kernel, rows, panel_bytes / LANES, self.n_in, out);
         });
-        Ok(Matrix { n_in, n_out, storage: Storage::Panels { kernel, panel_bytes, data } })
+    }
+
+    fn panel_bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Panels { panel_bytes, .. } => *panel_bytes,
+            Storage::Rows { .. } => 0,
+        }
     }
 
     /// Uses a tensor as it lies in the file.
@@ -78,14 +108,6 @@ impl Matrix {
         }
     }
 
-    /// Bytes of memory of its own (file pages not counted).
-    pub(crate) fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::Panels { data, .. } => data.len(),
-            Storage::Rows { .. } => 0,
-        }
-    }
-
     /// Bytes of work memory [`Matrix::multiply`] needs.
     pub(crate) fn work_bytes(&self) -> usize {
         work_bytes(self.n_in.next_multiple_of(32)).max(4 * self.n_in)
@@ -94,12 +116,20 @@ impl Matrix {
     /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.
     ///
     /// # Safety
-    /// `acts` has rows of `n_in` for `cols`, quantized where wanted; `work` and `out` are large enough.
-    pub(crate) unsafe fn multiply(&self, p: usize, acts: &Acts, cols: Range<usize>, work: &mut [u8], out: &mut [f32]) {
+    /// `acts` has rows of `n_in` for `cols`, quantized where wanted.
+    pub(crate) unsafe fn multiply(
+        &self,
+        arena: &[u8],
+        p: usize,
+        acts: &Acts,
+        cols: Range<usize>,
+        work: &mut [u8],
+        out: &mut [f32],
+    ) {
         assert!(acts.n_in == self.n_in && out.len() >= LANES * cols.len() && work.len() >= self.work_bytes());
         match &self.storage {
-            Storage::Panels { kernel, panel_bytes, data } => {
-                let panel = &data[p * panel_bytes..(p + 1) * panel_bytes];
+            Storage::Panels { kernel, panel_bytes, at } => {
+                let panel = &arena[at + p * panel_bytes..at + (p + 1) * panel_bytes];
                 // SAFETY: a whole panel; buffers checked above; `acts` as the caller promises.
                 unsafe { (kernel.panel)(panel.as_ptr(), acts, cols, work.as_mut_ptr(), out.as_mut_ptr()) }
             }
@@ -118,6 +148,16 @@ impl Matrix {
             }
         }
     }
+}
+
+/// The kernel for a tensor's type.
+fn kernel(tensor: &TensorInfo, kernels: &Kernels) -> Result<MatrixKernel> {
+    let unsupported = || tandem_loader::Error::UnsupportedType {
+        tensor: tensor.name.clone(),
+        ty: tensor.ty.name(),
+        supported: quant::supported_types(),
+    };
+    Ok((kernels.matrix)(tensor.ty).ok_or_else(unsupported)?)
 }
 
 /// Interleaves up to 16 rows into one panel; missing rows are zeros.

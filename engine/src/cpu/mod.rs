@@ -17,13 +17,14 @@ mod tests;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_loader::{Gguf, quant};
+use tandem_loader::{Gguf, TensorInfo, quant};
 use tandem_models::{Program, Step, WeightId, WeightRole};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::error::Result;
 use crate::model::{KvType, Precision};
 use attention::AttentionWork;
+use buffer::{Buffer, Pages};
 use kernels::Kernels;
 use kv::LayerCache;
 use matrix::Matrix;
@@ -65,6 +66,8 @@ pub struct CpuBackend {
     options: CpuOptions,
     name: String,
     team: Team,
+    /// The packed matrices.
+    arena: Buffer,
     /// By [`WeightId`]; only those of the blocks placed here.
     weights: Vec<Option<Loaded>>,
     /// By layer; only those placed here.
@@ -81,24 +84,24 @@ impl CpuBackend {
         options: CpuOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<CpuBackend> {
-        let level = IsaLevel::best(options.isa);
-        let kernels = level.kernels();
-        let mut team = Team::new(options.threads)?;
+        let kernels = IsaLevel::best(options.isa).kernels();
+        let team = Team::new(options.threads)?;
         let hp = &program.hparams;
-        let mut weights: Vec<Option<Loaded>> = program.weights.iter().map(|_| None).collect();
         let mut cache: Vec<Option<LayerCache>> = (0..hp.n_layer).map(|_| None).collect();
-        for block in blocks.iter().flat_map(|r| &program.blocks[r.clone()]) {
-            for id in &block.weights {
-                let loaded = load_weight(gguf, program, *id, &kernels, options.precision, &mut team)?;
-                weights[id.0] = Some(loaded);
-                progress(gguf.tensor(&program.weight(*id).tensor).map_or(0, |t| t.n_bytes() as u64));
+        let blocks = || blocks.iter().flat_map(|r| &program.blocks[r.clone()]);
+        for step in blocks().flat_map(|b| &b.steps) {
+            if let Step::StoreKv { layer } = step {
+                cache[*layer] = Some(LayerCache::new(options.n_ctx, hp.n_head_kv, hp.head_dim, options.kv_type)?);
             }
-            for step in &block.steps {
-                if let Step::StoreKv { layer } = step {
-                    let layer_cache = LayerCache::new(options.n_ctx, hp.n_head_kv, hp.head_dim, options.kv_type)?;
-                    cache[*layer] = Some(layer_cache);
-                }
-            }
+        }
+        let ids: Vec<WeightId> = blocks().flat_map(|b| b.weights.iter().copied()).collect();
+        let mut loading = Loading { gguf, program, kernels: &kernels, precision: options.precision, used: 0 };
+        let mut arena = Buffer::zeroed(loading.arena_bytes(&ids)?, Pages::Huge, "weights")?;
+        let mut weights: Vec<Option<Loaded>> = program.weights.iter().map(|_| None).collect();
+        for id in ids {
+            let (loaded, bytes) = team.install(|| loading.load(id, &mut arena))?;
+            weights[id.0] = Some(loaded);
+            progress(bytes);
         }
         let work =
             weights.iter().filter_map(|w| if let Some(Loaded::Matrix(m)) = w { Some(m.work_bytes()) } else { None });
@@ -112,6 +115,7 @@ impl CpuBackend {
             kernels,
             options,
             team,
+            arena,
             weights,
             cache,
             scratch,
@@ -119,24 +123,45 @@ impl CpuBackend {
     }
 }
 
-/// Loads one weight in the form its role asks for.
-fn load_weight(
-    gguf: &Arc<Gguf>,
-    program: &Program,
-    id: WeightId,
-    kernels: &Kernels,
+/// The state of loading a model's weights one by one.
+struct Loading<'a> {
+    gguf: &'a Arc<Gguf>,
+    program: &'a Program,
+    kernels: &'a Kernels,
     precision: Precision,
-    team: &mut Team,
-) -> Result<Loaded> {
-    let weight = program.weight(id);
-    let missing = || tandem_models::Error::MissingTensor { tensor: weight.tensor.clone() };
-    let tensor = gguf.tensor(&weight.tensor).ok_or_else(missing)?;
-    Ok(match (weight.role, precision) {
-        (WeightRole::Vector, _) => Loaded::Vector(gguf.dequantize(tensor)?),
-        (WeightRole::Table, _) => Loaded::Table { decode: quant::decoder(tensor)?, tensor: tensor.clone() },
-        (WeightRole::Matrix, Precision::Exact) => Loaded::Matrix(Matrix::rows(gguf, tensor, kernels)?),
-        (WeightRole::Matrix, Precision::Fast) => Loaded::Matrix(team.install(|| Matrix::pack(gguf, tensor, kernels))?),
-    })
+    /// Bytes of the arena in use.
+    used: usize,
+}
+
+impl Loading<'_> {
+    fn tensor(&self, id: WeightId) -> Result<&TensorInfo> {
+        let name = &self.program.weight(id).tensor;
+        let missing = || tandem_models::Error::MissingTensor { tensor: name.clone() };
+        Ok(self.gguf.tensor(name).ok_or_else(missing)?)
+    }
+
+    /// Bytes of all matrices that will be packed.
+    fn arena_bytes(&self, ids: &[WeightId]) -> Result<usize> {
+        let packed =
+            |id: &&WeightId| self.precision == Precision::Fast && self.program.weight(**id).role == WeightRole::Matrix;
+        ids.iter().filter(packed).map(|id| Ok(Matrix::packed_bytes(self.tensor(*id)?))).sum()
+    }
+
+    /// Loads one weight in the form its role asks for; also returns its bytes in the file.
+    fn load(&mut self, id: WeightId, arena: &mut [u8]) -> Result<(Loaded, u64)> {
+        let tensor = self.tensor(id)?.clone();
+        let loaded = match (self.program.weight(id).role, self.precision) {
+            (WeightRole::Vector, _) => Loaded::Vector(self.gguf.dequantize(&tensor)?),
+            (WeightRole::Table, _) => Loaded::Table { decode: quant::decoder(&tensor)?, tensor: tensor.clone() },
+            (WeightRole::Matrix, Precision::Exact) => Loaded::Matrix(Matrix::rows(self.gguf, &tensor, self.kernels)?),
+            (WeightRole::Matrix, Precision::Fast) => {
+                let matrix = Matrix::pack(self.gguf, &tensor, self.kernels, arena, self.used)?;
+                self.used += Matrix::packed_bytes(&tensor);
+                Loaded::Matrix(matrix)
+            }
+        };
+        Ok((loaded, tensor.n_bytes() as u64))
+    }
 }
 
 impl Backend for CpuBackend {
@@ -151,12 +176,11 @@ impl Backend for CpuBackend {
 
     fn memory(&self) -> MemoryReport {
         let weight = |w: &Loaded| match w {
-            Loaded::Matrix(m) => m.bytes(),
-            Loaded::Table { .. } => 0,
+            Loaded::Matrix(_) | Loaded::Table { .. } => 0,
             Loaded::Vector(v) => 4 * v.len(),
         };
         MemoryReport {
-            weights: self.weights.iter().flatten().map(weight).sum(),
+            weights: self.arena.len() + self.weights.iter().flatten().map(weight).sum::<usize>(),
             kv_cache: self.cache.iter().flatten().map(LayerCache::bytes).sum(),
             scratch: self.scratch.bytes(),
         }

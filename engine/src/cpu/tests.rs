@@ -94,7 +94,9 @@ fn quantize(kernels: &Kernels, x: &[f32]) -> Vec<ActGroup> {
 fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usize, x: &[f32]) -> Vec<f32> {
     let kernels = level.kernels();
     let kernel = (kernels.matrix)(ty).unwrap();
-    let matrix = Matrix::from_blocks(file, kernel, n_in, n_out).unwrap();
+    let matrix = Matrix::packed(kernel, n_in, n_out, file.len(), 0);
+    let mut arena = vec![0u8; file.len() / n_out * n_out.next_multiple_of(LANES)];
+    matrix.pack_panels(file, 0..matrix.n_panels(), &mut arena);
     let quantized = quantize(&kernels, x);
     let acts = Acts { n_in, x: x.as_ptr(), groups: quantized.as_ptr() };
     let n_cols = x.len() / n_in;
@@ -103,7 +105,7 @@ fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usiz
     let mut out = vec![0.0; n_cols * n_out];
     for p in 0..matrix.n_panels() {
         // SAFETY: all buffers have the sizes asked for.
-        unsafe { matrix.multiply(p, &acts, 0..n_cols, &mut work, &mut tile) };
+        unsafe { matrix.multiply(&arena, p, &acts, 0..n_cols, &mut work, &mut tile) };
         for (col, tile) in tile.chunks_exact(LANES).enumerate() {
             for (r, y) in tile.iter().enumerate().take(n_out - (p * LANES).min(n_out)) {
                 out[col * n_out + p * LANES + r] = *y;
