@@ -219,7 +219,7 @@ pub fn use_all(gguf: &Gguf) -> usize {
         assert_eq!(tensor.row_len() * tensor.n_rows(), tensor.n_elements());
         seen += gguf.dequantize(tensor).map_or(0, |w| w.len());
         gguf.prefetch(tensor);
-        gguf.forget(tensor);
+        gguf.forget(tensor, 0..tensor.n_bytes());
     }
     seen
 }
