@@ -8,7 +8,7 @@ use tandem_engine::cpu::IsaLevel;
 use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
-use crate::commands::{completions, pull, run};
+use crate::commands::{bench, chat, completions, info, logits, pull, run, template, tokenize};
 use crate::exit::Failure;
 use crate::fetch;
 use crate::threads::physical_cores;
@@ -36,8 +36,20 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Answer one prompt
     Run(run::RunArgs),
+    /// Hold a conversation
+    Chat(chat::ChatArgs),
+    /// Measure how fast a model runs
+    Bench(bench::BenchArgs),
+    /// Show what is in a model file
+    Info(info::InfoArgs),
     /// Fetch a model, or list what is here
     Pull(pull::PullArgs),
+    /// Turn text into token ids, or back
+    Tokenize(tokenize::TokenizeArgs),
+    /// Render a chat template
+    Template(template::TemplateArgs),
+    /// Write the logits of given tokens to a file
+    Logits(logits::LogitsArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff)

@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use tandem_engine::GenerateError;
+use tandem_engine::sampler::SamplerError;
 use tandem_models::template::TemplateError;
 use tandem_models::tokenizer::TokenizerError;
 
@@ -69,7 +70,7 @@ pub(crate) fn report(ui: &Ui, result: anyhow::Result<()>) -> ExitCode {
 }
 
 /// Whether whoever read our output has had enough.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
@@ -85,8 +86,15 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<FetchError>() {
         return Some(code_of_fetch(error));
     }
-    if let Some(GenerateError::Engine(error)) = cause.downcast_ref::<GenerateError>() {
-        return Some(code_of_engine(error));
+    if let Some(error) = cause.downcast_ref::<GenerateError>() {
+        return Some(match error {
+            GenerateError::Engine(error) => code_of_engine(error),
+            GenerateError::EmptyPrompt => USAGE,
+            GenerateError::Sampler(_) => FAILURE,
+        });
+    }
+    if let Some(SamplerError::Option { .. }) = cause.downcast_ref::<SamplerError>() {
+        return Some(USAGE);
     }
     if let Some(error) = cause.downcast_ref::<tandem_engine::Error>() {
         return Some(code_of_engine(error));

@@ -37,6 +37,11 @@ impl Ui {
         }
     }
 
+    /// A line the user asked for, also with `-q`.
+    pub(crate) fn say(&self, line: impl Display) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+
     /// A line that only `-v` asks for.
     pub(crate) fn detail(&self, line: impl Display) {
         if self.verbose {

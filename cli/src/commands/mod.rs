@@ -1,8 +1,14 @@
 //! The commands, one file each.
 
+pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod info;
+pub(crate) mod logits;
 pub(crate) mod pull;
 pub(crate) mod run;
+pub(crate) mod template;
+pub(crate) mod tokenize;
 
 use crate::args::Command;
 use crate::interrupt::Interrupt;
@@ -13,7 +19,13 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
     let mut interrupt = Interrupt::new()?;
     match command {
         Command::Run(args) => run::run(&args, ui, &mut interrupt),
+        Command::Chat(args) => chat::run(&args, ui, &mut interrupt),
+        Command::Bench(args) => bench::run(&args, ui, &mut interrupt),
+        Command::Info(args) => info::run(&args, ui, &interrupt),
         Command::Pull(args) => pull::run(&args, ui, &interrupt),
+        Command::Tokenize(args) => tokenize::run(&args, ui, &interrupt),
+        Command::Template(args) => template::run(&args, ui, &interrupt),
+        Command::Logits(args) => logits::run(&args, ui, &mut interrupt),
         Command::Completions(args) => completions::run(&args),
         Command::Man => completions::man(),
     }

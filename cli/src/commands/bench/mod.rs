@@ -1,0 +1,142 @@
+//! `tandem bench`: how fast a model runs, by the method of llama-bench.
+//!
+//! For every combination of the lists: a warm-up, then for each repetition the cache is cleared, the depth is evaluated
+//! without counting, and the prompt (or the generation, one token at a time) is timed. Tokens are random.
+
+mod bandwidth;
+mod measure;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use tandem_engine::LoadOptions;
+use tandem_engine::cpu::IsaLevel;
+use tandem_loader::Gguf;
+use tandem_models::{Program, WeightRole};
+
+use crate::args::{ContextArgs, CpuIsa, GpuLayers, ModelArgs, positive};
+use crate::exit::Failure;
+use crate::interrupt::Interrupt;
+use crate::open;
+use crate::threads::physical_cores;
+use crate::ui::Ui;
+use measure::Test;
+use table::{Row, Table};
+
+/// Options of `tandem bench`. Lists (128,512) make all combinations.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Prompt lengths to measure; 0: none
+    #[arg(short = 'p', long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
+    n_prompt: Vec<usize>,
+    /// Numbers of tokens to generate; 0: none
+    #[arg(short = 'n', long, value_name = "N,...", value_delimiter = ',', default_value = "128")]
+    n_gen: Vec<usize>,
+    /// Tokens in the context before the measurement begins
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// Repetitions
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = positive)]
+    repetitions: usize,
+    /// How to print the results
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// CPU threads [default: the physical cores this process may use]
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    threads: Vec<usize>,
+    /// Layers on the GPU (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto")]
+    gpu_layers: Vec<GpuLayers>,
+    #[command(flatten)]
+    context: ContextArgs,
+    /// An error where something cannot be placed as asked
+    #[arg(long)]
+    strict_placement: bool,
+    /// Highest CPU instruction set to use, for tests and comparisons
+    #[arg(long, value_name = "ISA", hide_short_help = true)]
+    cpu_isa: Option<CpuIsa>,
+}
+
+/// `-o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A Markdown table
+    Md,
+    /// A JSON array of rows
+    Json,
+    /// One JSON object per line
+    Jsonl,
+    /// Comma-separated values with a header
+    Csv,
+}
+
+/// Measures and prints row by row.
+pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
+    args.gpu_layers.iter().try_for_each(|layers| layers.check())?;
+    let tests = args.tests();
+    let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
+        return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
+    };
+    let gguf = open::open(&args.model, ui, interrupt)?;
+    let mut table = Table::new(args.output, &tests);
+    let threads = if args.threads.is_empty() { &[physical_cores()][..] } else { &args.threads };
+    let mut bandwidths = BTreeMap::new();
+    for &n_threads in threads {
+        for &layers in &args.gpu_layers {
+            let options = args.load_options(n_threads, longest);
+            let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
+            for test in &tests {
+                let samples = measure::run(&mut session, test, args.repetitions)?;
+                let mut row = Row::new(&gguf, &session, test, layers, samples);
+                if !test.is_prompt() {
+                    let bytes = bytes_per_token(&gguf, session.model().program());
+                    let measured = *bandwidths.entry(n_threads).or_insert_with(|| bandwidth::measure(n_threads));
+                    row.set_bandwidth(bytes, measured);
+                }
+                table.row(row, &mut std::io::stdout().lock())?;
+            }
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    table.end(&mut out)?;
+    Ok(out.flush()?)
+}
+
+impl BenchArgs {
+    /// Prompt before generation, at each depth.
+    fn tests(&self) -> Vec<Test> {
+        let mut tests = Vec::new();
+        for &depth in &self.depth {
+            tests.extend(self.n_prompt.iter().filter(|n| **n > 0).map(|&n| Test::Prompt { n, depth }));
+            tests.extend(self.n_gen.iter().filter(|n| **n > 0).map(|&n| Test::Generation { n, depth }));
+        }
+        tests
+    }
+
+    fn load_options(&self, threads: usize, longest: usize) -> LoadOptions {
+        LoadOptions {
+            threads: Some(threads),
+            n_ctx: Some(self.context.ctx.unwrap_or(longest)),
+            precision: self.context.precision.into(),
+            kv_type: self.context.kv_type,
+            isa: self.cpu_isa.map(IsaLevel::from),
+        }
+    }
+}
+
+/// Bytes of weights that evaluating one token reads: every matrix and vector, and one row of each table.
+fn bytes_per_token(gguf: &Arc<Gguf>, program: &Program) -> u64 {
+    let bytes = program.weights.iter().filter_map(|weight| {
+        let tensor = gguf.tensor(&weight.tensor)?;
+        Some(match weight.role {
+            WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
+            WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
+        } as u64)
+    });
+    bytes.sum()
+}

@@ -1,0 +1,216 @@
+//! Rows of results, and how they are written.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::Value;
+use tandem_engine::Session;
+use tandem_loader::Gguf;
+
+use super::Format;
+use super::measure::Test;
+use crate::args::GpuLayers;
+
+/// One result. The names are those of the JSON output.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    /// File name without its extension.
+    model: String,
+    model_bytes: u64,
+    n_params: usize,
+    test: String,
+    n_prompt: usize,
+    n_gen: usize,
+    depth: usize,
+    ngl: String,
+    threads: usize,
+    device: String,
+    backend: String,
+    /// Tokens per second.
+    mean: f64,
+    stddev: f64,
+    median: f64,
+    min: f64,
+    max: f64,
+    samples: Vec<f64>,
+    /// Bytes of weights that each token reads (generation only, as the three below).
+    bytes_per_token: Option<u64>,
+    /// 10^9 bytes of weights read per second.
+    gb_per_s: Option<f64>,
+    /// 10^9 bytes per second that this machine can read.
+    memory_gb_per_s: Option<f64>,
+    /// The one as a share of the other.
+    memory_share: Option<f64>,
+    /// When it was measured, in local time.
+    date: String,
+}
+
+impl Row {
+    pub(super) fn new(gguf: &Gguf, session: &Session, test: &Test, layers: GpuLayers, samples: Vec<f64>) -> Row {
+        let model = session.model();
+        let n = samples.len() as f64;
+        let mean = samples.iter().sum::<f64>() / n;
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        let devices: Vec<String> = model.placement().runs.iter().map(|(device, _)| device.to_string()).collect();
+        let path = gguf.path();
+        Row {
+            model: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+            model_bytes: gguf.file_bytes(),
+            n_params: model.program().n_params(),
+            test: test.name(),
+            n_prompt: if test.is_prompt() { test.n() } else { 0 },
+            n_gen: if test.is_prompt() { 0 } else { test.n() },
+            depth: test.depth(),
+            // What `auto` came to.
+            ngl: if layers == GpuLayers::Auto { "0".to_owned() } else { layers.to_string() },
+            threads: model.n_threads(),
+            device: devices.join("+"),
+            backend: model.backend_names().join("+"),
+            mean,
+            stddev: if samples.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 },
+            median: (low + high) / 2.0,
+            min: sorted[0],
+            max: sorted[sorted.len() - 1],
+            samples,
+            bytes_per_token: None,
+            gb_per_s: None,
+            memory_gb_per_s: None,
+            memory_share: None,
+            date: jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
+        }
+    }
+
+    /// Notes what generation reads, and what the machine can: `memory` bytes per second.
+    pub(super) fn set_bandwidth(&mut self, bytes_per_token: u64, memory: f64) {
+        let read = bytes_per_token as f64 * self.mean;
+        self.bytes_per_token = Some(bytes_per_token);
+        self.gb_per_s = Some(read / 1e9);
+        self.memory_gb_per_s = Some(memory / 1e9);
+        self.memory_share = Some(read / memory);
+    }
+
+    fn json(&self) -> io::Result<Value> {
+        Ok(serde_json::to_value(self)?)
+    }
+
+    /// The cells of the Markdown table.
+    fn cells(&self) -> [String; 8] {
+        let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
+        [
+            self.model.clone(),
+            format!("{:.2} MiB", self.model_bytes as f64 / 1048576.0),
+            format!("{:.2} M", self.n_params as f64 / 1e6),
+            self.backend.clone(),
+            self.test.clone(),
+            format!("{:.2} ± {:.2}", self.mean, self.stddev),
+            number(self.gb_per_s),
+            self.memory_share.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+        ]
+    }
+}
+
+/// Writes rows as they come.
+pub(super) struct Table {
+    format: Format,
+    n_rows: usize,
+    /// Width of the test column.
+    test_width: usize,
+    memory: Option<f64>,
+}
+
+const HEADER: [&str; 8] = ["model", "size", "params", "backend", "test", "t/s", "GB/s", "of memory"];
+
+impl Table {
+    pub(super) fn new(format: Format, tests: &[Test]) -> Table {
+        let test_width = tests.iter().map(|test| test.name().len()).max().unwrap_or(0);
+        Table { format, n_rows: 0, test_width, memory: None }
+    }
+
+    /// Writes one row, after the header if it is the first.
+    pub(super) fn row(&mut self, row: Row, out: &mut dyn Write) -> io::Result<()> {
+        let is_first = self.n_rows == 0;
+        self.n_rows += 1;
+        self.memory = row.memory_gb_per_s.or(self.memory);
+        match self.format {
+            Format::Md => {
+                let cells = row.cells();
+                if is_first {
+                    self.markdown(&cells, &HEADER.map(str::to_owned), out)?;
+                    self.rule(&cells, out)?;
+                }
+                self.markdown(&cells, &cells, out)?;
+            }
+            Format::Json => write!(out, "{}{:#}", if is_first { "[\n" } else { ",\n" }, row.json()?)?,
+            Format::Jsonl => writeln!(out, "{}", row.json()?)?,
+            Format::Csv => csv(&row.json()?, is_first, out)?,
+        }
+        out.flush()
+    }
+
+    /// Writes what comes after the last row.
+    pub(super) fn end(&self, out: &mut dyn Write) -> io::Result<()> {
+        match (self.format, self.memory) {
+            (Format::Md, Some(memory)) => {
+                writeln!(out, "\nMemory read bandwidth measured here: {memory:.1} GB/s. GB/s: weights read per second.")
+            }
+            (Format::Json, _) => writeln!(out, "\n]"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Widths of the columns, for a table with rows like this one.
+    fn widths(&self, like: &[String; 8]) -> [usize; 8] {
+        let mut widths = [0; 8];
+        for (i, width) in widths.iter_mut().enumerate() {
+            *width = like[i].chars().count().max(HEADER[i].len());
+        }
+        widths[4] = widths[4].max(self.test_width);
+        widths[5] = widths[5].max(16);
+        widths[6] = widths[6].max(6);
+        widths
+    }
+
+    fn markdown(&self, like: &[String; 8], cells: &[String; 8], out: &mut dyn Write) -> io::Result<()> {
+        for (i, (cell, width)) in cells.iter().zip(self.widths(like)).enumerate() {
+            if is_text(i) { write!(out, "| {cell:<width$} ")? } else { write!(out, "| {cell:>width$} ")? }
+        }
+        writeln!(out, "|")
+    }
+
+    fn rule(&self, like: &[String; 8], out: &mut dyn Write) -> io::Result<()> {
+        for (i, width) in self.widths(like).into_iter().enumerate() {
+            let dashes = "-".repeat(width);
+            if is_text(i) { write!(out, "| {dashes} ")? } else { write!(out, "| {dashes}:")? }
+        }
+        writeln!(out, "|")
+    }
+}
+
+/// Columns of words are aligned to the left.
+fn is_text(column: usize) -> bool {
+    matches!(column, 0 | 3)
+}
+
+/// A row as comma-separated values; lists are separated by spaces.
+fn csv(row: &Value, header: bool, out: &mut dyn Write) -> io::Result<()> {
+    let Some(fields) = row.as_object() else { return Ok(()) };
+    if header {
+        let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+        writeln!(out, "{}", names.join(","))?;
+    }
+    let values: Vec<String> = fields.values().map(csv_value).collect();
+    writeln!(out, "{}", values.join(","))
+}
+
+fn csv_value(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) if text.contains([',', '"', '\n']) => format!("\"{}\"", text.replace('"', "\"\"")),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(csv_value).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
