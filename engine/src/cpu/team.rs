@@ -6,11 +6,16 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// Spins before a waiting member gives up its time slice: a few microseconds, longer than most phases are uneven.
-const SPINS: usize = 2_000;
+/// How long a waiting member spins before it gives up its time slice. Longer than phases are uneven while all members
+/// run: giving up on a core that another process wants costs a whole slice of that process, some milliseconds. When a
+/// member has been waiting for this long, the one it waits for has lost its core, and yielding costs nothing more.
+const SPIN_TIME: Duration = Duration::from_micros(500);
+/// Spins between two looks at the clock.
+const SPINS_PER_LOOK: u32 = 256;
 
 /// A private pool of `n` threads that run one closure together.
 pub(crate) struct Team {
@@ -110,9 +115,9 @@ impl Member<'_> {
         self.barrier();
     }
 
-    /// A phase whose items are about equally long: claimed in a few pieces per member.
+    /// A phase whose items are about equally long: claimed in many pieces, so that all members end together.
     pub(crate) fn phase_even(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
-        self.phase(n_items, n_items.div_ceil(self.n * 8), body);
+        self.phase(n_items, n_items.div_ceil(self.n * 32), body);
     }
 
     fn barrier(&self) {
@@ -123,12 +128,12 @@ impl Member<'_> {
             self.sync.generation.0.store(generation + 1, Ordering::Release);
             return;
         }
-        let mut spins = 0;
+        let mut spins = 0u32;
+        let mut since = None;
         while self.sync.generation.0.load(Ordering::Acquire) == generation {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
+            spins = spins.wrapping_add(1);
+            std::hint::spin_loop();
+            if spins.is_multiple_of(SPINS_PER_LOOK) && since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME {
                 assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
                 std::thread::yield_now();
             }

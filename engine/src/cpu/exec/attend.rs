@@ -1,0 +1,157 @@
+//! The attention step: how queries, KV heads and chunks of the cache are shared out among the members.
+
+use tandem_models::Reg;
+
+use super::super::attention::{AttentionWork, CHUNK, HeadCache, MAX_ROWS, QueryRow};
+use super::super::isa::LANES;
+use super::super::team::Member;
+use super::Exec;
+use super::scratch::{MemberScratch, slot};
+use crate::model::KvType;
+
+// SAFETY of the `Shared` accesses below: as in the parent module.
+impl Exec<'_> {
+    pub(super) fn attend(
+        &self,
+        layer: usize,
+        scale: f32,
+        window: Option<usize>,
+        m: &Member<'_>,
+        own: &mut MemberScratch,
+    ) {
+        if self.n() == 1 {
+            self.attend_one(layer, scale, window, m, own);
+        } else {
+            self.attend_batch(layer, scale, window, m, own);
+        }
+    }
+
+    fn attend_chunk(
+        &self,
+        cache: &HeadCache,
+        rows: &mut [QueryRow],
+        scale: f32,
+        chunk: usize,
+        work: &mut AttentionWork,
+    ) {
+        // SAFETY: the cache holds all positions up to this batch's, and rows are set up by the callers.
+        unsafe {
+            match self.kv_type {
+                KvType::F16 => (self.kernels.attend_f16)(cache, rows, scale, chunk, work),
+                KvType::F32 => (self.kernels.attend_f32)(cache, rows, scale, chunk, work),
+            }
+        }
+    }
+
+    /// Positions token `t` of the batch sees.
+    fn sees(&self, t: usize, window: Option<usize>) -> (usize, usize) {
+        let end = self.batch.start + t + 1;
+        (window.map_or(0, |w| end.saturating_sub(w)), end)
+    }
+
+    /// The `i`-th query of a KV head's group (token-major), with its result in `out`.
+    fn query(&self, kv_head: usize, i: usize, window: Option<usize>, out: &mut [f32]) -> QueryRow {
+        let hp = &self.program.hparams;
+        let group = hp.n_head / hp.n_head_kv;
+        let (t, h) = (i / group, kv_head * group + i % group);
+        let at = t * self.width(Reg::Q) + h * hp.head_dim;
+        out.fill(0.0);
+        // SAFETY: Q is only read while attending.
+        let q = unsafe { self.registers[slot(Reg::Q)].get(at..at + hp.head_dim) };
+        QueryRow { q: q.as_ptr(), sees: self.sees(t, window), out: out.as_mut_ptr(), max: f32::NEG_INFINITY, sum: 0.0 }
+    }
+
+    /// Writes a query's finished result to register A.
+    fn finish(&self, kv_head: usize, i: usize, mix: &[f32], sum: f32) {
+        let hp = &self.program.hparams;
+        let group = hp.n_head / hp.n_head_kv;
+        let at = i / group * self.width(Reg::A) + (kv_head * group + i % group) * hp.head_dim;
+        // SAFETY: this member's query.
+        let out = unsafe { self.registers[slot(Reg::A)].get_mut(at..at + hp.head_dim) };
+        let inverse = 1.0 / sum;
+        out.iter_mut().zip(mix).for_each(|(o, x)| *o = x * inverse);
+    }
+
+    /// Many tokens: members claim groups of queries and walk all their chunks.
+    fn attend_batch(&self, layer: usize, scale: f32, window: Option<usize>, m: &Member<'_>, own: &mut MemberScratch) {
+        let hp = &self.program.hparams;
+        let stride = hp.head_dim.next_multiple_of(LANES);
+        let queries = self.n() * (hp.n_head / hp.n_head_kv);
+        let blocks = queries.div_ceil(MAX_ROWS);
+        m.phase(blocks * hp.n_head_kv, 1, |items| {
+            for item in items {
+                // The longest first, so that the last ones claimed are short.
+                let (kv_head, block) = (item % hp.n_head_kv, blocks - 1 - item / hp.n_head_kv);
+                let range = block * MAX_ROWS..queries.min((block + 1) * MAX_ROWS);
+                let mixes = own.mix.chunks_exact_mut(stride);
+                let mut rows: [Option<QueryRow>; MAX_ROWS] = [None; MAX_ROWS];
+                for ((slot, i), mix) in rows.iter_mut().zip(range.clone()).zip(mixes) {
+                    *slot = Some(self.query(kv_head, i, window, mix));
+                }
+                let mut filled =
+                    rows.map(|r| r.unwrap_or(rows[0].unwrap_or_else(|| unreachable!("a block has queries"))));
+                let filled = &mut filled[..range.len()];
+                let first = filled.iter().map(|r| r.sees.0).min().unwrap_or(0);
+                let last = filled.iter().map(|r| r.sees.1).max().unwrap_or(0);
+                for chunk in first / CHUNK..last.div_ceil(CHUNK) {
+                    self.attend_chunk(&self.heads[layer][kv_head], filled, scale, chunk, &mut own.attention);
+                }
+                for (row, i) in filled.iter().zip(range) {
+                    // SAFETY: `out` is this member's `mix`, `stride` long.
+                    let mix = unsafe { std::slice::from_raw_parts(row.out, stride) };
+                    self.finish(kv_head, i, mix, row.sum);
+                }
+            }
+        });
+    }
+
+    /// One token: members claim (KV head, chunk) pairs, then merge the shares in order.
+    fn attend_one(&self, layer: usize, scale: f32, window: Option<usize>, m: &Member<'_>, own: &mut MemberScratch) {
+        let hp = &self.program.hparams;
+        let stride = hp.head_dim.next_multiple_of(LANES);
+        let group = hp.n_head / hp.n_head_kv;
+        let (first, last) = self.sees(0, window);
+        let chunks = first / CHUNK..last.div_ceil(CHUNK);
+        // Of each head and chunk: weighted values, maximum, sum.
+        let share = stride + 2;
+        let at = |h: usize, c: usize| (h * chunks.len() + c) * share;
+        m.phase(hp.n_head_kv * chunks.len(), 1, |items| {
+            for item in items {
+                let (kv_head, c) = (item / chunks.len(), item % chunks.len());
+                for from in (0..group).step_by(MAX_ROWS) {
+                    let n = MAX_ROWS.min(group - from);
+                    let row = |i: usize| {
+                        let start = at(kv_head * group + from + i, c);
+                        // SAFETY: this member's head and chunk.
+                        self.query(kv_head, from + i, window, unsafe { self.partial.get_mut(start..start + stride) })
+                    };
+                    let mut rows: [QueryRow; MAX_ROWS] = std::array::from_fn(|i| row(i.min(n - 1)));
+                    let rows = &mut rows[..n];
+                    self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
+                    for (i, row) in rows.iter().enumerate() {
+                        let end = at(kv_head * group + from + i, c) + share;
+                        // SAFETY: this member's head and chunk.
+                        unsafe { self.partial.get_mut(end - 2..end) }.copy_from_slice(&[row.max, row.sum]);
+                    }
+                }
+            }
+        });
+        m.phase_even(hp.n_head, |heads| {
+            for h in heads {
+                let mix = &mut own.mix[..stride];
+                let (kv_head, i) = (h / group, h % group);
+                let mut row = self.query(kv_head, i, window, mix);
+                for c in 0..chunks.len() {
+                    // SAFETY: written in the phase before.
+                    let part = unsafe { self.partial.get(at(h, c)..at(h, c) + share) };
+                    if part[stride + 1] > 0.0 {
+                        let shares = (part[stride], part[stride + 1]);
+                        // SAFETY: `stride` floats each; `kernels` are those of this CPU.
+                        unsafe { (self.kernels.merge)(&mut row, shares, part.as_ptr(), stride) };
+                    }
+                }
+                self.finish(kv_head, i, &own.mix[..stride], row.sum);
+            }
+        });
+    }
+}
