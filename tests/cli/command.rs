@@ -40,7 +40,7 @@ impl Ran {
 /// The command, away from the user's terminal, history and network.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
-    command.args(args).env("HF_HUB_OFFLINE", "1").env("XDG_DATA_HOME", std::env::temp_dir()).env_remove("NO_COLOR");
+    command.args(args).env("HF_HUB_OFFLINE", "1").env("XDG_DATA_HOME", std::env::temp_dir()).env_remove("COLUMNS");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -59,13 +59,34 @@ fn greedy_text_of_gemma3() {
     check("gemma3-270m", "gemma3-270m.greedy.json");
 }
 
-/// The default model answers in its own words and stops by itself.
+/// Through the chat template, up to the model's own end: what a user gets who asks.
 #[test]
-fn the_default_model_answers() {
+fn conversations_of_smollm2() {
+    let Some(folder) = shared("models") else { return };
     if !cached("smollm2") {
         return;
     }
-    let answer = tandem(&["run", "What is the capital of France?", "--temp", "0", "--json"]).json();
-    assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
-    assert_eq!(answer["stop_reason"], "eos");
+    let reference = std::fs::read(folder.join("smollm2-135m.greedy.json")).unwrap();
+    let reference: Value = serde_json::from_slice(&reference).unwrap();
+    let mut checked = 0;
+    for generation in reference["generations"].as_array().unwrap() {
+        let number = |key: &str| generation[key].as_i64().unwrap();
+        let (end, tie) = (number("first_eog_index"), number("first_near_tie_index"));
+        let Some(messages) = generation["messages"].as_array().filter(|_| end >= 0 && (tie < 0 || end < tie)) else {
+            continue;
+        };
+        let content = |i: usize| messages[i]["content"].as_str().unwrap();
+        let system = match messages.len() {
+            1 => vec![],
+            2 if messages[0]["role"] == "system" => vec!["--system", content(0)],
+            _ => continue,
+        };
+        let args = ["run", "-m", "smollm2", "--temp", "0", "--precision", "exact", "--json", content(messages.len() - 1)];
+        let answer = tandem(&[&args[..], &system].concat()).json();
+        let wanted = &generation["tokens"].as_array().unwrap()[..=end as usize];
+        assert_eq!(answer["token_ids"].as_array().unwrap(), wanted, "{messages:?}");
+        assert_eq!(answer["stop_reason"], "eos");
+        checked += 1;
+    }
+    assert!(checked >= 3, "only {checked} conversations checked");
 }

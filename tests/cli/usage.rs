@@ -41,7 +41,7 @@ fn a_model_that_is_not_there_is_3() {
         }
     }
     let folder = env!("CARGO_TARGET_TMPDIR");
-    assert!(tandem(&["info", "-m", folder]).fails(3).contains("directory"));
+    assert!(tandem(&["info", "-m", folder]).fails(3).contains("folder"));
 }
 
 #[test]
