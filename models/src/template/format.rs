@@ -3,7 +3,9 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
-use super::ops::item;
+use super::budget;
+use super::containers::is_tuple;
+use super::ops::{int, item};
 use super::values::{Result, as_float, as_int, fail, float_repr, is_float, items, repr, to_str, type_name};
 
 /// The widest field and the most digits that may be asked for.
@@ -26,7 +28,8 @@ struct Spec {
 
 /// `format % values`.
 pub(super) fn percent(format: &str, values: &Value) -> Result<String> {
-    let positional = if values.is_tuple() { items(values)? } else { vec![values.clone()] };
+    budget::bytes(format.len())?;
+    let positional = if is_tuple(values) { items(values)? } else { vec![values.clone()] };
     let mut next = positional.iter();
     let mut used_mapping = false;
     let mut out = String::new();
@@ -54,7 +57,9 @@ pub(super) fn percent(format: &str, values: &Value) -> Result<String> {
             }
             None => next.next().cloned().ok_or_else(|| fail("not enough arguments for format string"))?,
         };
-        out += &percent_value(&mut spec, conversion, &value)?;
+        let text = percent_value(&mut spec, conversion, &value)?;
+        budget::bytes(text.len())?;
+        out += &text;
     }
     if next.next().is_some() && !used_mapping && values.kind() != ValueKind::Map {
         return Err(fail("not all arguments converted during string formatting"));
@@ -127,7 +132,7 @@ fn percent_value(spec: &mut Spec, conversion: char, value: &Value) -> Result<Str
             let n = as_int(value).ok_or_else(|| {
                 fail(format!("%{conversion} format: an integer is required, not {}", type_name(value)))
             })?;
-            number_text(spec, &crate::template::ops::int(n))
+            number_text(spec, &int(n))
         }
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
             let x = as_float(value).ok_or_else(|| fail(format!("must be real number, not {}", type_name(value))))?;
@@ -171,7 +176,9 @@ impl Fields<'_> {
                 return Err(fail("Single '}' encountered in format string"));
             }
             let end = closing_brace(&rest[at..]).ok_or_else(|| fail("expected '}' before end of string"))?;
-            out += &self.field(&rest[at + 1..at + end], depth)?;
+            let text = self.field(&rest[at + 1..at + end], depth)?;
+            budget::bytes(text.len())?;
+            out += &text;
             rest = &rest[at + end + 1..];
         }
         Ok(out + rest)

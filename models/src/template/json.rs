@@ -1,17 +1,16 @@
 //! The `tojson` filter: Python's `json.dumps` with the options that transformers passes on.
 
+use minijinja::Value;
 use minijinja::value::ValueKind;
-use minijinja::{State, Value};
 
-use super::filters::Given;
+use super::args::{Args, Given, str_of};
+use super::budget;
+use super::containers::{is_dict, is_sequence};
 use super::ops::compare;
-use super::values::{
-    Args, MAX_NESTING, Result, as_float, as_int, charge, fail, float_repr, is_dict, is_float, is_sequence, items,
-    pairs, str_of, to_str, type_name,
-};
+use super::values::{Result, as_float, as_int, fail, float_repr, is_float, items, pairs, to_str, type_name};
 
 /// `value|tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
-pub(super) fn tojson(state: &mut State<'_, '_>, value: Value, args: Given) -> Result<Value> {
+pub(super) fn tojson(value: Value, args: Given) -> Result<Value> {
     let args = Args::bind("tojson", &args.into_values(), &["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = args.some("indent").map(indent_of).transpose()?;
     let (item_separator, key_separator) = match args.some("separators") {
@@ -31,7 +30,7 @@ pub(super) fn tojson(state: &mut State<'_, '_>, value: Value, args: Given) -> Re
         out: String::new(),
         charged: 0,
     };
-    writer.value(state, &value, 0)?;
+    writer.value(&value, 0)?;
     Ok(Value::from(writer.out))
 }
 
@@ -60,11 +59,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn value(&mut self, state: &mut State<'_, '_>, value: &Value, depth: usize) -> Result<()> {
-        if depth > MAX_NESTING {
-            return Err(fail(format!("a value is nested more than {MAX_NESTING} deep")));
-        }
-        charge(state, self.out.len() - self.charged)?;
+    fn value(&mut self, value: &Value, depth: usize) -> Result<()> {
+        budget::bytes(self.out.len() - self.charged)?;
+        budget::items(1)?;
         self.charged = self.out.len();
         match value.kind() {
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
@@ -73,7 +70,7 @@ impl Writer {
                 self.out.push('[');
                 for (i, item) in items.iter().enumerate() {
                     self.separate(i, depth + 1);
-                    self.value(state, item, depth + 1)?;
+                    self.value(item, depth + 1)?;
                 }
                 self.close(items.is_empty(), depth, ']');
             }
@@ -88,7 +85,7 @@ impl Writer {
                     let key = key_text(key)?;
                     self.string(&key);
                     self.out += &self.key_separator;
-                    self.value(state, item, depth + 1)?;
+                    self.value(item, depth + 1)?;
                 }
                 self.close(pairs.is_empty(), depth, '}');
             }

@@ -1,17 +1,15 @@
 //! The methods of Python's `str`, `list`, `tuple` and `dict`.
 
-use std::sync::Arc;
-
-use minijinja::value::{Object, ObjectRepr, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::args::{Args, split_kwargs, str_of};
+use super::budget;
+use super::containers::{is_dict, is_sequence, is_tuple, list, lookup, tuple, view};
 use super::format::str_format;
 use super::ops::equal;
 use super::strings;
-use super::values::{
-    Args, Result, View, as_int, charge, fail, is_dict, is_sequence, items, list, pairs, split_kwargs, str_of, tuple,
-    type_name,
-};
+use super::values::{Result, as_int, fail, items, pairs, type_name};
 
 const STR_METHODS: [&str; 42] = [
     "capitalize",
@@ -62,7 +60,6 @@ const DICT_METHODS: [&str; 11] =
     ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
 const LIST_METHODS: [&str; 11] =
     ["append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort"];
-/// What the immutable sandbox refuses.
 const MUTATING: [&str; 13] = [
     "append",
     "clear",
@@ -92,46 +89,20 @@ fn is_str_method(name: &str) -> bool {
 pub(super) fn has_method(value: &Value, name: &str) -> bool {
     match value.kind() {
         ValueKind::String => is_str_method(name),
-        ValueKind::Seq if value.is_tuple() => name == "count" || name == "index",
+        ValueKind::Seq if is_tuple(value) => name == "count" || name == "index",
         ValueKind::Seq => LIST_METHODS.contains(&name),
         ValueKind::Map if is_dict(value) => DICT_METHODS.contains(&name),
         _ => false,
     }
 }
 
-/// A method that was read but not called, as in `{% if x.items %}`.
-#[derive(Debug)]
-pub(super) struct BoundMethod {
-    receiver: Value,
-    name: String,
-}
-
-impl BoundMethod {
-    pub(super) fn value(receiver: Value, name: &str) -> Value {
-        if MUTATING.contains(&name) {
-            // The sandbox answers with an undefined value that fails when called.
-            return Value::UNDEFINED;
-        }
-        Value::from_object(BoundMethod { receiver, name: name.to_string() })
-    }
-}
-
-impl Object for BoundMethod {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value> {
-        call(state, &self.receiver, &self.name, args)
-    }
-
-    fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "<built-in method {} of {} object>", self.name, type_name(&self.receiver))
-    }
+/// Whether the immutable sandbox refuses this method.
+pub(super) fn is_mutating(name: &str) -> bool {
+    MUTATING.contains(&name)
 }
 
 /// Calls a method of a value; `UnknownMethod` where the type has none of that name.
-pub(super) fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value> {
+pub(super) fn call(_: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value> {
     if !has_method(value, name) {
         if value.is_undefined() {
             return Err(Error::new(ErrorKind::UndefinedError, format!("cannot call '{name}' of an undefined value")));
@@ -141,11 +112,11 @@ pub(super) fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &
             format!("'{}' object has no attribute '{name}'", type_name(value)),
         ));
     }
-    if MUTATING.contains(&name) {
+    if is_mutating(name) {
         return Err(fail(format!("access to attribute '{name}' of '{}' object is unsafe.", type_name(value))));
     }
     match value.as_str() {
-        Some(text) => str_method(state, text, name, args),
+        Some(text) => str_method(text, name, args),
         None if is_sequence(value) => list_method(value, name, args),
         None => dict_method(value, name, args),
     }
@@ -153,7 +124,7 @@ pub(super) fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &
 
 fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Value> {
     if name == "copy" {
-        return items(value).map(list);
+        return items(value).and_then(list);
     }
     let args = Args::bind(name, args, &["value"])?;
     let wanted = args.required("value")?;
@@ -168,25 +139,30 @@ fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Value> {
     }
 }
 
+/// The pairs of a dict as tuples.
+pub(super) fn tuples(dict: &Value) -> Result<Vec<Value>> {
+    let pairs = pairs(dict);
+    budget::items(2 * pairs.len())?;
+    pairs.into_iter().map(|(key, item)| tuple(vec![key, item])).collect()
+}
+
 fn dict_method(value: &Value, name: &str, args: &[Value]) -> Result<Value> {
-    let view = |name, items| Value::from_object(View { name, items });
     match name {
         "get" => {
             let args = Args::bind(name, args, &["key", "default"])?;
-            let found = value.as_object().and_then(|object| args.get("key").and_then(|key| object.get_value(key)));
-            args.required("key")?;
+            let found = lookup(value, args.required("key")?)?;
             Ok(found.unwrap_or_else(|| args.get("default").cloned().unwrap_or(Value::from(()))))
         }
         "copy" => Ok(value.clone()),
-        "keys" => Ok(view("keys", pairs(value).into_iter().map(|(key, _)| key).collect())),
-        "values" => Ok(view("values", pairs(value).into_iter().map(|(_, item)| item).collect())),
-        "items" => Ok(view("items", pairs(value).into_iter().map(|(key, item)| tuple(vec![key, item])).collect())),
+        "keys" => view("keys", pairs(value).into_iter().map(|(key, _)| key).collect()),
+        "values" => view("values", pairs(value).into_iter().map(|(_, item)| item).collect()),
+        "items" => view("items", tuples(value)?),
         _ => Err(fail(format!("dict.{name} is not supported"))),
     }
 }
 
-fn str_method(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value> {
-    charge(state, text.len())?;
+fn str_method(text: &str, name: &str, args: &[Value]) -> Result<Value> {
+    budget::bytes(text.len())?;
     if let Some(answer) = strings::predicate(text, name) {
         Args::bind(name, args, &[])?;
         return Ok(Value::from(answer));
@@ -202,11 +178,11 @@ fn str_method(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value])
         }
         "split" | "rsplit" => {
             let args = Args::bind(name, args, &["sep", "maxsplit"])?;
-            strings::split(text, args.str("sep")?, args.int("maxsplit")?, name == "rsplit").map(strings::list_of)
+            strings::split(text, args.str("sep")?, args.int("maxsplit")?, name == "rsplit").and_then(strings::list_of)
         }
         "splitlines" => {
             let args = Args::bind(name, args, &["keepends"])?;
-            Ok(strings::list_of(strings::split_lines(text, args.flag("keepends"))))
+            strings::list_of(strings::split_lines(text, args.flag("keepends")))
         }
         "partition" | "rpartition" => {
             let args = Args::bind(name, args, &["sep"])?;
@@ -223,21 +199,21 @@ fn str_method(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value])
         "replace" => {
             let args = Args::bind(name, args, &["old", "new", "count"])?;
             let (old, new) = (str_of(args.required("old")?, "old")?, str_of(args.required("new")?, "new")?);
-            strings::replace(state, text, old, new, args.int("count")?).map(Value::from)
+            strings::replace(text, old, new, args.int("count")?).map(Value::from)
         }
         "join" => {
             let args = Args::bind(name, args, &["iterable"])?;
-            join(state, text, args.required("iterable")?)
+            join(text, args.required("iterable")?)
         }
-        "center" | "ljust" | "rjust" | "zfill" => pad(state, text, name, args),
+        "center" | "ljust" | "rjust" | "zfill" => pad(text, name, args),
         "expandtabs" => {
             let args = Args::bind(name, args, &["tabsize"])?;
-            strings::expand_tabs(state, text, args.int("tabsize")?.unwrap_or(8)).map(Value::from)
+            strings::expand_tabs(text, args.int("tabsize")?.unwrap_or(8)).map(Value::from)
         }
         "format" => {
             let (positional, keywords) = split_kwargs(args);
             let formatted = str_format(text, positional, &keywords)?;
-            charge(state, formatted.len())?;
+            budget::bytes(formatted.len())?;
             Ok(Value::from(formatted))
         }
         "format_map" => {
@@ -259,7 +235,7 @@ fn affix(text: &str, name: &str, args: &[Value]) -> Result<Value> {
     if let Some(part) = wanted.as_str() {
         return Ok(Value::from(holds(part)));
     }
-    if !wanted.is_tuple() {
+    if !is_tuple(wanted) {
         return Err(type_error());
     }
     for part in items(wanted)? {
@@ -286,13 +262,13 @@ fn search(text: &str, name: &str, args: &[Value]) -> Result<Value> {
     }
 }
 
-fn join(state: &mut State<'_, '_>, separator: &str, values: &Value) -> Result<Value> {
+fn join(separator: &str, values: &Value) -> Result<Value> {
     let mut out = String::new();
     for (i, item) in items(values)?.iter().enumerate() {
         let text = item
             .as_str()
             .ok_or_else(|| fail(format!("sequence item {i}: expected str instance, {} found", type_name(item))))?;
-        charge(state, separator.len() + text.len())?;
+        budget::bytes(separator.len() + text.len())?;
         if i > 0 {
             out += separator;
         }
@@ -301,7 +277,7 @@ fn join(state: &mut State<'_, '_>, separator: &str, values: &Value) -> Result<Va
     Ok(Value::from(out))
 }
 
-fn pad(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value> {
+fn pad(text: &str, name: &str, args: &[Value]) -> Result<Value> {
     let args = Args::bind(name, args, &["width", "fillchar"])?;
     let width = as_int(args.required("width")?).ok_or_else(|| fail("'width' must be int"))?;
     let mut fill_chars = args.str("fillchar")?.unwrap_or(" ").chars();
@@ -310,7 +286,7 @@ fn pad(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Res
     };
     let length = text.chars().count();
     let missing = usize::try_from(width).unwrap_or(0).saturating_sub(length);
-    charge(state, missing.saturating_mul(fill.len_utf8()))?;
+    budget::bytes(missing.saturating_mul(fill.len_utf8()))?;
     let (mut before, mut sign, mut rest) = (0, "", text);
     match name {
         "rjust" => before = missing,

@@ -11,7 +11,11 @@
 //! Templates come from files that nobody vouches for. They read no files and include no others; steps, memory,
 //! output and recursion are bounded, and reaching a bound is an error.
 
+mod args;
+mod budget;
 mod clock;
+mod containers;
+mod expressions;
 mod filters;
 mod format;
 mod json;
@@ -20,6 +24,7 @@ mod methods;
 mod ops;
 mod rewrite;
 mod strings;
+mod text_filters;
 mod values;
 
 use std::io;
@@ -138,11 +143,11 @@ impl RenderContext {
     }
 
     /// The variables as the template sees them.
-    fn variables(&self) -> Value {
+    fn variables(&self) -> Result<Value, Error> {
         let mut all = vec![
-            ("messages".to_string(), values::from_json(&self.messages)),
-            ("tools".to_string(), values::from_json(&self.tools)),
-            ("documents".to_string(), values::from_json(&self.documents)),
+            ("messages".to_string(), values::from_json(&self.messages)?),
+            ("tools".to_string(), values::from_json(&self.tools)?),
+            ("documents".to_string(), values::from_json(&self.documents)?),
             ("add_generation_prompt".to_string(), Value::from(self.add_generation_prompt)),
         ];
         for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
@@ -155,8 +160,10 @@ impl RenderContext {
             clock::strftime(now.unwrap_or_else(|| jiff::Zoned::now().datetime()), format).map(Value::from)
         };
         all.push(("strftime_now".to_string(), Value::from_function(strftime_now)));
-        all.extend(self.extra.iter().map(|(name, value)| (name.clone(), values::from_json(value))));
-        values::dict(all.into_iter().map(|(name, value)| (Value::from(name), value)))
+        for (name, value) in &self.extra {
+            all.push((name.clone(), values::from_json(value)?));
+        }
+        Ok(Value::from_pairs(all))
     }
 }
 
@@ -217,8 +224,10 @@ impl ChatTemplate {
     /// Renders a conversation.
     pub fn render(&self, context: &RenderContext) -> Result<String, TemplateError> {
         let template = self.env.get_template("chat").map_err(|error| describe(&error))?;
+        budget::start();
         let mut out = Bounded(Vec::new());
-        template.render_captured_to(context.variables(), &mut out).map_err(|error| describe(&error))?;
+        let variables = context.variables().map_err(|error| describe(&error))?;
+        template.render_captured_to(variables, &mut out).map_err(|error| describe(&error))?;
         String::from_utf8(out.0)
             .map_err(|_| TemplateError::Render { line: 0, message: "the output is not UTF-8".to_string() })
     }
@@ -238,13 +247,14 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION);
     env.set_unknown_method_callback(methods::call);
-    env.set_formatter(|out, state, value| {
+    env.set_formatter(|out, _, value| {
         let text = values::to_str(value);
-        values::charge(state, text.len())?;
+        budget::bytes(text.len())?;
         out.write_str(&text).map_err(Error::from)
     });
     ops::register(&mut env);
     filters::register(&mut env);
+    text_filters::register(&mut env);
     env.remove_global("debug");
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let text = values::to_str(&message);
@@ -256,12 +266,12 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     env.add_function("cycler", |items: Rest<Value>| {
         Value::from_object(Cycler { items: items.to_vec(), at: std::sync::atomic::AtomicUsize::new(0) })
     });
-    env.add_function("dict", |args: filters::Given| {
+    env.add_function("dict", |args: args::Given| {
         let args = args.into_values();
-        let (positional, keywords) = values::split_kwargs(&args);
+        let (positional, keywords) = args::split_kwargs(&args);
         let first = match positional.first() {
             None => Vec::new(),
-            Some(map) if values::is_dict(map) => values::pairs(map),
+            Some(map) if containers::is_dict(map) => values::pairs(map),
             Some(list) => {
                 let pair = |item: &Value| match values::items(item)?.as_slice() {
                     [key, value] => Ok((key.clone(), value.clone())),
@@ -270,7 +280,7 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
                 values::items(list)?.iter().map(pair).collect::<Result<_, Error>>()?
             }
         };
-        Ok::<_, Error>(values::dict(first.into_iter().chain(keywords)))
+        containers::dict(first.into_iter().chain(keywords))
     });
     Ok(env)
 }

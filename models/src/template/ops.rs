@@ -5,12 +5,13 @@ use std::cmp::Ordering;
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::format::percent;
-use super::methods::{BoundMethod, has_method};
-use super::values::{
-    Result, as_float, as_int, charge, fail, is_dict, is_float, is_list, is_sequence, items, list, to_str, tuple,
-    type_name,
+use super::budget;
+use super::containers::{
+    View, bound_method, check_storable, dict, is_dict, is_sequence, is_tuple, list, list_like, lookup, tuple,
 };
+use super::format::percent;
+use super::methods::has_method;
+use super::values::{Result, as_float, as_int, fail, is_float, items, pairs, to_str, type_name};
 
 /// Makes the operators known to the environment.
 pub(super) fn register(env: &mut Environment<'_>) {
@@ -30,11 +31,16 @@ pub(super) fn register(env: &mut Environment<'_>) {
     env.add_function("__le", |a: Value, b: Value| ordered("<=", &a, &b, Ordering::is_le));
     env.add_function("__gt", |a: Value, b: Value| ordered(">", &a, &b, Ordering::is_gt));
     env.add_function("__ge", |a: Value, b: Value| ordered(">=", &a, &b, Ordering::is_ge));
+    env.add_function("__chain", chain);
     env.add_function("__in", |a: Value, b: Value| contains(&b, &a));
     env.add_function("__attr", |value: Value, name: &str| attribute(&value, name));
     env.add_function("__item", |value: Value, key: Value| item(&value, &key));
     env.add_function("__slice", slice);
     env.add_function("__iter", iterable);
+    env.add_function("__list", |items: Rest<Value>| list(items.0));
+    env.add_function("__tuple", |items: Rest<Value>| tuple(items.0));
+    env.add_function("__dict", |items: Rest<Value>| dict(items.as_chunks::<2>().0.iter().cloned().map(<(_, _)>::from)));
+    env.add_function("__stored", |value: Value| check_storable(&value).map(|()| value));
 }
 
 /// An error for an operator that these types do not have; undefined operands are named as such.
@@ -66,16 +72,16 @@ pub(super) fn int(n: i128) -> Value {
     i64::try_from(n).map_or_else(|_| Value::from(n), Value::from)
 }
 
-fn add(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<Value> {
+pub(super) fn add(a: Value, b: Value) -> Result<Value> {
     if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
-        charge(state, x.len() + y.len())?;
+        budget::bytes(x.len() + y.len())?;
         return Ok(Value::from([x, y].concat()));
     }
-    if is_sequence(&a) && is_sequence(&b) && a.is_tuple() == b.is_tuple() {
+    if is_sequence(&a) && is_sequence(&b) && is_tuple(&a) == is_tuple(&b) {
         let (mut left, right) = (items(&a)?, items(&b)?);
-        charge(state, (left.len() + right.len()) * size_of::<Value>())?;
+        budget::items(left.len() + right.len())?;
         left.extend(right);
-        return Ok(if a.is_tuple() { tuple(left) } else { list(left) });
+        return list_like(&a, left);
     }
     if a.kind() == ValueKind::String && !b.is_undefined() {
         return Err(fail(format!("can only concatenate str (not \"{}\") to str", type_name(&b))));
@@ -83,19 +89,19 @@ fn add(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<Value> {
     arithmetic("+", &a, &b, i128::checked_add, |x, y| x + y)
 }
 
-fn mul(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<Value> {
+fn mul(a: Value, b: Value) -> Result<Value> {
     let (value, count) = if as_int(&a).is_some() { (&b, &a) } else { (&a, &b) };
     if let Some(n) = as_int(count) {
         let n = usize::try_from(n.max(0)).unwrap_or(usize::MAX);
         if let Some(text) = value.as_str() {
-            charge(state, text.len().saturating_mul(n))?;
+            budget::bytes(text.len().saturating_mul(n))?;
             return Ok(Value::from(text.repeat(n)));
         }
         if is_sequence(value) {
             let once = items(value)?;
-            charge(state, (once.len() * size_of::<Value>()).saturating_mul(n))?;
+            budget::items(once.len().saturating_mul(n))?;
             let all: Vec<Value> = (0..n).flat_map(|_| once.iter().cloned()).collect();
-            return Ok(if value.is_tuple() { tuple(all) } else { list(all) });
+            return list_like(value, all);
         }
     }
     arithmetic("*", &a, &b, i128::checked_mul, |x, y| x * y)
@@ -122,11 +128,9 @@ fn floordiv(a: Value, b: Value) -> Result<Value> {
     )
 }
 
-fn modulo(state: &mut State<'_, '_>, a: Value, b: Value) -> Result<Value> {
+fn modulo(a: Value, b: Value) -> Result<Value> {
     if let Some(format) = a.as_str() {
-        let text = percent(format, &b)?;
-        charge(state, text.len())?;
-        return Ok(Value::from(text));
+        return percent(format, &b).map(Value::from);
     }
     if as_float(&b) == Some(0.0) && as_float(&a).is_some() {
         return Err(fail("division by zero"));
@@ -158,17 +162,17 @@ fn sign(op: &str, value: &Value, factor: i128) -> Result<Value> {
     }
 }
 
-fn concat(state: &mut State<'_, '_>, parts: Rest<Value>) -> Result<Value> {
+fn concat(parts: Rest<Value>) -> Result<Value> {
     let mut out = String::new();
     for part in parts.iter() {
         match part.as_str() {
             Some(text) => {
-                charge(state, text.len())?;
+                budget::bytes(text.len())?;
                 out += text;
             }
             None => {
                 let text = to_str(part);
-                charge(state, text.len())?;
+                budget::bytes(text.len())?;
                 out += &text;
             }
         }
@@ -178,9 +182,16 @@ fn concat(state: &mut State<'_, '_>, parts: Rest<Value>) -> Result<Value> {
 
 /// Python's `==`: numbers and bools by value, tuples never equal lists.
 pub(super) fn equal(a: &Value, b: &Value) -> bool {
+    if budget::items(1).is_err() {
+        return false;
+    }
     if is_sequence(a) && is_sequence(b) {
         let (Ok(x), Ok(y)) = (items(a), items(b)) else { return false };
-        return a.is_tuple() == b.is_tuple() && x.len() == y.len() && x.iter().zip(&y).all(|(x, y)| equal(x, y));
+        return is_tuple(a) == is_tuple(b) && x.len() == y.len() && x.iter().zip(&y).all(|(x, y)| equal(x, y));
+    }
+    if is_dict(a) && is_dict(b) {
+        let same = |(key, x): &(Value, Value)| matches!(lookup(b, key), Ok(Some(y)) if equal(x, &y));
+        return a.len() == b.len() && pairs(a).iter().all(same);
     }
     a == b
 }
@@ -196,7 +207,7 @@ pub(super) fn compare(op: &str, a: &Value, b: &Value) -> Result<Option<Ordering>
     if let (Some(x), Some(y)) = (as_float(a), as_float(b)) {
         return Ok(x.partial_cmp(&y));
     }
-    if is_sequence(a) && is_sequence(b) && a.is_tuple() == b.is_tuple() {
+    if is_sequence(a) && is_sequence(b) && is_tuple(a) == is_tuple(b) {
         let (x, y) = (items(a)?, items(b)?);
         return match x.iter().zip(&y).find(|(x, y)| !equal(x, y)) {
             Some((x, y)) => compare(op, x, y),
@@ -214,6 +225,21 @@ pub(super) fn ordered(op: &str, a: &Value, b: &Value, holds: fn(Ordering) -> boo
     Ok(compare(op, a, b)?.is_some_and(holds))
 }
 
+/// `a < b < c`, as the first operand and then an operator, whether it is negated, and an operand each.
+fn chain(state: &mut State<'_, '_>, parts: Rest<Value>) -> Result<bool> {
+    let Some((first, rest)) = parts.split_first() else { return Ok(true) };
+    let mut left = first;
+    for link in rest.as_chunks::<3>().0 {
+        let [operator, negated, right] = link;
+        let function = state.lookup(operator.as_str().unwrap_or_default()).unwrap_or_default();
+        if function.call(state, &[left.clone(), right.clone()])?.is_true() == negated.is_true() {
+            return Ok(false);
+        }
+        left = right;
+    }
+    Ok(true)
+}
+
 /// Python's `value in container`.
 pub(super) fn contains(container: &Value, value: &Value) -> Result<bool> {
     if let Some(text) = container.as_str() {
@@ -223,12 +249,7 @@ pub(super) fn contains(container: &Value, value: &Value) -> Result<bool> {
         return Ok(text.contains(part));
     }
     match container.kind() {
-        ValueKind::Map => {
-            if is_sequence(value) && is_list(value) || is_dict(value) {
-                return Err(fail(format!("unhashable type: '{}'", type_name(value))));
-            }
-            Ok(items(container)?.iter().any(|key| equal(key, value)))
-        }
+        ValueKind::Map => Ok(lookup(container, value)?.is_some()),
         ValueKind::Undefined | ValueKind::Seq | ValueKind::Iterable => {
             Ok(items(container)?.iter().any(|item| equal(item, value)))
         }
@@ -242,7 +263,7 @@ pub(super) fn attribute(value: &Value, name: &str) -> Result<Value> {
         return Err(Error::new(ErrorKind::UndefinedError, format!("cannot read '{name}' of an undefined value")));
     }
     if has_method(value, name) {
-        return Ok(BoundMethod::value(value.clone(), name));
+        return Ok(bound_method(value, name));
     }
     value.get_attr(name)
 }
@@ -258,16 +279,17 @@ pub(super) fn item(value: &Value, key: &Value) -> Result<Value> {
         return index_into(value, index);
     }
     if is_dict(value) {
-        let found = value.as_object().and_then(|object| object.get_value(key));
+        // Unlike "in", jinja2's subscript takes a key that cannot be hashed for one that is missing.
+        let found = lookup(value, key).unwrap_or(None);
         return match (found, key.as_str()) {
             (Some(found), _) => Ok(found),
-            (None, Some(name)) if has_method(value, name) => Ok(BoundMethod::value(value.clone(), name)),
+            (None, Some(name)) if has_method(value, name) => Ok(bound_method(value, name)),
             _ => Ok(Value::UNDEFINED),
         };
     }
     match key.as_str() {
         Some(name) => attribute(value, name),
-        None if is_float(key) => Ok(Value::UNDEFINED),
+        None if is_float(key) || value.downcast_object_ref::<View>().is_some() => Ok(Value::UNDEFINED),
         None => Ok(value.get_item(key).unwrap_or_default()),
     }
 }
@@ -289,7 +311,7 @@ fn index_into(value: &Value, index: i128) -> Result<Value> {
     }
 }
 
-fn slice(state: &mut State<'_, '_>, value: Value, start: Value, stop: Value, step: Value) -> Result<Value> {
+fn slice(value: Value, start: Value, stop: Value, step: Value) -> Result<Value> {
     let bound = |bound: &Value| match as_int(bound) {
         Some(n) => Ok(Some(n.clamp(i64::MIN.into(), i64::MAX.into()))),
         None if bound.is_none() => Ok(None),
@@ -311,14 +333,13 @@ fn slice(state: &mut State<'_, '_>, value: Value, start: Value, stop: Value, ste
     }
     if let Some(text) = value.as_str() {
         let chars: Vec<char> = text.chars().collect();
-        charge(state, text.len())?;
+        budget::bytes(text.len())?;
         let picked: String = slice_indices(chars.len(), start, stop, step).into_iter().map(|i| chars[i]).collect();
         return Ok(Value::from(picked));
     }
     let all = items(&value)?;
-    charge(state, all.len() * size_of::<Value>())?;
     let picked = slice_indices(all.len(), start, stop, step).into_iter().map(|i| all[i].clone()).collect();
-    Ok(if value.is_tuple() { tuple(picked) } else { list(picked) })
+    list_like(&value, picked)
 }
 
 /// The indices that `[start:stop:step]` picks of `len` items; `step` is not 0.
@@ -340,6 +361,6 @@ fn slice_indices(len: usize, start: Option<i128>, stop: Option<i128>, step: i128
 fn iterable(value: Value) -> Result<Value> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => Ok(value),
-        _ => items(&value).map(list),
+        _ => items(&value).and_then(list),
     }
 }

@@ -1,11 +1,14 @@
 //! Python's string functions on Rust strings; positions and lengths are in characters.
 
-use minijinja::{State, Value};
+use minijinja::Value;
 
-use super::values::{Result, charge, fail, list, tuple};
+use super::budget;
+use super::containers::{list, tuple};
+use super::values::{Result, fail};
 
 /// Strings as a list of values.
-pub(super) fn list_of(parts: Vec<&str>) -> Value {
+pub(super) fn list_of(parts: Vec<&str>) -> Result<Value> {
+    budget::items(parts.len())?;
     list(parts.into_iter().map(Value::from).collect())
 }
 
@@ -160,7 +163,7 @@ pub(super) fn partition(text: &str, sep: &str, from_right: bool) -> Result<Value
         None if from_right => ["", "", text],
         None => [text, "", ""],
     };
-    Ok(tuple(parts.map(Value::from).to_vec()))
+    tuple(parts.map(Value::from).to_vec())
 }
 
 /// The part of `text` between two character positions, and how many characters come before it.
@@ -179,28 +182,22 @@ pub(super) fn window(text: &str, start: Option<i128>, end: Option<i128>) -> (&st
 }
 
 /// `replace`; `count` limits it when it is not negative.
-pub(super) fn replace(
-    state: &mut State<'_, '_>,
-    text: &str,
-    old: &str,
-    new: &str,
-    count: Option<i128>,
-) -> Result<String> {
+pub(super) fn replace(text: &str, old: &str, new: &str, count: Option<i128>) -> Result<String> {
     let limit = count.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let found = text.matches(old).count().min(limit);
-    charge(state, text.len() + found.saturating_mul(new.len()))?;
+    budget::bytes(text.len() + found.saturating_mul(new.len()))?;
     Ok(text.replacen(old, new, limit))
 }
 
 /// `expandtabs`.
-pub(super) fn expand_tabs(state: &mut State<'_, '_>, text: &str, size: i128) -> Result<String> {
+pub(super) fn expand_tabs(text: &str, size: i128) -> Result<String> {
     let size = usize::try_from(size).unwrap_or(0);
-    charge(state, text.matches('\t').count().saturating_mul(size))?;
+    budget::bytes(text.matches('\t').count().saturating_mul(size))?;
     let mut out = String::new();
     let mut column = 0;
     for c in text.chars() {
         if c == '\t' {
-            let n = size.checked_sub(column % size.max(1)).unwrap_or(0);
+            let n = size.saturating_sub(column % size.max(1));
             out += &" ".repeat(n);
             column += n;
         } else {

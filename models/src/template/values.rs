@@ -1,45 +1,31 @@
-//! Values as Python sees them: type names, `str()`, `repr()`, iteration, and the budget on what a render may build.
+//! Values as Python sees them: type names, `str()`, `repr()`, and iteration.
 
-use std::sync::{Arc, Mutex};
+use minijinja::value::ValueKind;
+use minijinja::{Error, ErrorKind, Value};
 
-use indexmap::IndexMap;
-use minijinja::value::{Enumerator, Object, ObjectRepr, Tuple, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use super::budget;
+use super::containers::{View, dict, is_dict, is_tuple, list};
 
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
-/// Bytes that one render may build in strings and lists, intermediate values included. Real chat templates stay far
-/// below: a conversation of 1 MB built up message by message in 200 steps takes 100 MB.
-const MAX_BYTES: usize = 1 << 29;
-
-/// Nesting of lists and dicts that `repr` and `tojson` follow.
-pub(super) const MAX_NESTING: usize = 200;
+/// Nesting that the given variables may have.
+const MAX_JSON_DEPTH: usize = 150;
 
 /// An error in the manner of Python's TypeError and ValueError.
 pub(super) fn fail(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// The bytes a render has built so far.
-#[derive(Default)]
-struct Built(usize);
-
-/// Counts `bytes` against the budget of this render; to be called before they are allocated.
-pub(super) fn charge(state: &mut State<'_, '_>, bytes: usize) -> Result<()> {
-    let built = state.get_or_insert_extension_with(Built::default);
-    built.0 = built.0.saturating_add(bytes);
-    if built.0 > MAX_BYTES {
-        return Err(Error::new(
-            ErrorKind::OutOfFuel,
-            format!("the template built more than {} MiB of text", MAX_BYTES >> 20),
-        ));
-    }
-    Ok(())
+/// The value as a template value; objects keep their key order.
+pub(super) fn from_json(json: &serde_json::Value) -> Result<Value> {
+    json_at(json, 0)
 }
 
-/// The value as a template value; objects keep their key order.
-pub(super) fn from_json(json: &serde_json::Value) -> Value {
-    match json {
+fn json_at(json: &serde_json::Value, depth: usize) -> Result<Value> {
+    if depth > MAX_JSON_DEPTH {
+        return Err(fail(format!("the variables are nested more than {MAX_JSON_DEPTH} deep")));
+    }
+    Ok(match json {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(b) => Value::from(*b),
         serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
@@ -48,39 +34,14 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
             _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
         },
         serde_json::Value::String(s) => Value::from(s.as_str()),
-        serde_json::Value::Array(items) => list(items.iter().map(from_json).collect()),
-        serde_json::Value::Object(map) => dict(map.iter().map(|(k, v)| (Value::from(k.as_str()), from_json(v)))),
-    }
-}
-
-/// A Python list.
-pub(super) fn list(items: Vec<Value>) -> Value {
-    Value::from_object(items)
-}
-
-/// A Python tuple.
-pub(super) fn tuple(items: Vec<Value>) -> Value {
-    Value::from(Tuple::from(items))
-}
-
-/// A Python dict.
-pub(super) fn dict(pairs: impl Iterator<Item = (Value, Value)>) -> Value {
-    Value::from_object(pairs.collect::<IndexMap<Value, Value>>())
-}
-
-/// Whether this is a dict; namespaces and loops look like maps too, but have no methods.
-pub(super) fn is_dict(value: &Value) -> bool {
-    value.is_kwargs() || value.downcast_object_ref::<IndexMap<Value, Value>>().is_some()
-}
-
-/// Whether this is a list or a tuple.
-pub(super) fn is_sequence(value: &Value) -> bool {
-    value.kind() == ValueKind::Seq
-}
-
-/// Whether this is a list, not a tuple.
-pub(super) fn is_list(value: &Value) -> bool {
-    is_sequence(value) && !value.is_tuple()
+        serde_json::Value::Array(items) => {
+            list(items.iter().map(|item| json_at(item, depth + 1)).collect::<Result<_>>()?)?
+        }
+        serde_json::Value::Object(map) => {
+            let pair = |(key, item): (&String, _)| Ok((Value::from(key.as_str()), json_at(item, depth + 1)?));
+            dict(map.iter().map(pair).collect::<Result<Vec<_>>>()?)?
+        }
+    })
 }
 
 /// Whether this is a float.
@@ -109,7 +70,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
         ValueKind::Number => "float",
         ValueKind::String => "str",
         ValueKind::Bytes => "bytes",
-        ValueKind::Seq if value.is_tuple() => "tuple",
+        ValueKind::Seq if is_tuple(value) => "tuple",
         ValueKind::Seq => "list",
         ValueKind::Map if is_dict(value) => "dict",
         ValueKind::Iterable => "generator",
@@ -125,11 +86,15 @@ pub(super) fn pairs(value: &Value) -> Vec<(Value, Value)> {
 /// All items, as Python's `list()` gives them: characters of strings, keys of dicts, nothing of undefined values.
 pub(super) fn items(value: &Value) -> Result<Vec<Value>> {
     if let Some(text) = value.as_str() {
+        budget::items(text.len())?;
         return Ok(text.chars().map(|c| Value::from(c.to_string())).collect());
     }
     match value.kind() {
         ValueKind::Undefined => Ok(Vec::new()),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => value.try_iter()?.checked().collect(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            budget::items(value.len().unwrap_or(0))?;
+            value.try_iter()?.checked().collect()
+        }
         _ => Err(fail(format!("'{}' object is not iterable", type_name(value)))),
     }
 }
@@ -152,7 +117,7 @@ pub(super) fn to_str(value: &Value) -> String {
         ValueKind::Undefined => String::new(),
         _ => {
             let mut out = String::new();
-            repr_into(value, 0, &mut out);
+            repr_into(value, &mut out);
             out
         }
     }
@@ -161,24 +126,28 @@ pub(super) fn to_str(value: &Value) -> String {
 /// Python's `repr()`.
 pub(super) fn repr(value: &Value) -> String {
     let mut out = String::new();
-    repr_into(value, 0, &mut out);
+    repr_into(value, &mut out);
     out
 }
 
-fn repr_into(value: &Value, depth: usize, out: &mut String) {
-    if depth > MAX_NESTING {
-        *out += "...";
+fn repr_into(value: &Value, out: &mut String) {
+    if budget::items(1).is_err() {
         return;
     }
     match value.kind() {
         ValueKind::Undefined => *out += "Undefined",
         ValueKind::Number if is_float(value) => *out += &float_repr(as_float(value).unwrap_or(f64::NAN)),
-        ValueKind::String => quote_into(value.as_str().unwrap_or_default(), out),
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            if budget::bytes(text.len()).is_ok() {
+                quote_into(text, out);
+            }
+        }
         ValueKind::Seq => {
             let items = items(value).unwrap_or_default();
-            *out += if value.is_tuple() { "(" } else { "[" };
-            join_repr(&items, depth, out);
-            if value.is_tuple() {
+            *out += if is_tuple(value) { "(" } else { "[" };
+            join_repr(&items, out);
+            if is_tuple(value) {
                 *out += if items.len() == 1 { ",)" } else { ")" };
             } else {
                 *out += "]";
@@ -190,16 +159,16 @@ fn repr_into(value: &Value, depth: usize, out: &mut String) {
                 if i > 0 {
                     *out += ", ";
                 }
-                repr_into(key, depth + 1, out);
+                repr_into(key, out);
                 *out += ": ";
-                repr_into(item, depth + 1, out);
+                repr_into(item, out);
             }
             *out += "}";
         }
         ValueKind::Iterable => match value.downcast_object_ref::<View>() {
             Some(view) => {
                 *out += &format!("dict_{}([", view.name);
-                join_repr(&view.items, depth, out);
+                join_repr(&view.items, out);
                 *out += "])";
             }
             None => *out += "<generator object>",
@@ -208,12 +177,12 @@ fn repr_into(value: &Value, depth: usize, out: &mut String) {
     }
 }
 
-fn join_repr(items: &[Value], depth: usize, out: &mut String) {
+fn join_repr(items: &[Value], out: &mut String) {
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
             *out += ", ";
         }
-        repr_into(item, depth + 1, out);
+        repr_into(item, out);
     }
 }
 
@@ -267,120 +236,4 @@ pub(super) fn float_repr(x: f64) -> String {
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{mantissa}e{sign}{:02}", exponent.abs())
-}
-
-/// What `dict.keys()`, `.values()` and `.items()` give.
-#[derive(Debug)]
-pub(super) struct View {
-    pub(super) name: &'static str,
-    pub(super) items: Vec<Value>,
-}
-
-impl Object for View {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Iterable
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.items.clone())
-    }
-}
-
-/// A Python generator: true whatever it holds, and empty once it was read.
-#[derive(Debug)]
-pub(super) struct Generator(Mutex<Vec<Value>>);
-
-impl Generator {
-    pub(super) fn value(items: Vec<Value>) -> Value {
-        Value::from_object(Generator(Mutex::new(items)))
-    }
-}
-
-impl Object for Generator {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Iterable
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let mut items = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Enumerator::Values(std::mem::take(&mut *items))
-    }
-
-    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        None
-    }
-
-    fn is_true(self: &Arc<Self>) -> bool {
-        true
-    }
-}
-
-/// Positional and keyword arguments of a call, bound to parameter names as Python binds them.
-pub(super) struct Args {
-    bound: Vec<(&'static str, Value)>,
-}
-
-impl Args {
-    /// Binds `args` to `names`, in order.
-    pub(super) fn bind(function: &str, args: &[Value], names: &[&'static str]) -> Result<Args> {
-        let (positional, keywords) = split_kwargs(args);
-        if positional.len() > names.len() {
-            return Err(fail(format!(
-                "{function}() takes at most {} arguments ({} given)",
-                names.len(),
-                positional.len()
-            )));
-        }
-        let mut bound: Vec<_> = names.iter().copied().zip(positional.iter().cloned()).collect();
-        for (key, value) in keywords {
-            match names.iter().find(|name| Some(**name) == key.as_str()) {
-                Some(name) => bound.push((name, value)),
-                None => return Err(fail(format!("{function}() got an unexpected keyword argument '{key}'"))),
-            }
-        }
-        Ok(Args { bound })
-    }
-
-    /// The argument, if it was given.
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
-        self.bound.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
-    }
-
-    /// The argument, unless it is missing or None.
-    pub(super) fn some(&self, name: &str) -> Option<&Value> {
-        self.get(name).filter(|value| !value.is_none())
-    }
-
-    pub(super) fn required(&self, name: &str) -> Result<&Value> {
-        self.get(name).ok_or_else(|| fail(format!("missing required argument '{name}'")))
-    }
-
-    pub(super) fn str(&self, name: &str) -> Result<Option<&str>> {
-        self.some(name).map(|value| str_of(value, name)).transpose()
-    }
-
-    pub(super) fn int(&self, name: &str) -> Result<Option<i128>> {
-        let int = |value: &Value| {
-            as_int(value).ok_or_else(|| fail(format!("'{name}' must be int, not {}", type_name(value))))
-        };
-        self.some(name).map(int).transpose()
-    }
-
-    /// Whether a flag was given and is true.
-    pub(super) fn flag(&self, name: &str) -> bool {
-        self.get(name).is_some_and(Value::is_true)
-    }
-}
-
-/// The argument as a string, or a type error.
-pub(super) fn str_of<'a>(value: &'a Value, name: &str) -> Result<&'a str> {
-    value.as_str().ok_or_else(|| fail(format!("'{name}' must be str, not {}", type_name(value))))
-}
-
-/// Separates trailing keyword arguments.
-pub(super) fn split_kwargs(args: &[Value]) -> (&[Value], Vec<(Value, Value)>) {
-    match args.split_last() {
-        Some((last, rest)) if last.is_kwargs() => (rest, pairs(last)),
-        _ => (args, Vec::new()),
-    }
 }
