@@ -15,17 +15,17 @@ use crate::threads::physical_cores;
 
 /// Runs large language models (GGUF files) on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "tandem", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "tandem", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failure while running, 2 wrong usage, 3 the model file cannot be used,\n\
                         4 cannot be placed as asked, 130 interrupted."
 )]
 pub(crate) struct Cli {
     /// Say less on stderr: warnings and errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 900)]
     pub(crate) quiet: bool,
     /// Say more on stderr
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 901)]
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -94,7 +94,7 @@ pub(crate) struct LoadArgs {
 /// Context length, and how numbers in it are stored.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ContextArgs {
-    /// Context length in tokens [default: the smaller of the model's own and 8192]
+    /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) ctx: Option<usize>,
     /// Type of the K and V cache
@@ -207,18 +207,22 @@ impl std::fmt::Display for GpuLayers {
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = SamplerParams::default().temp)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) temp: f32,
     /// Only the K most likely tokens stay; 0: all
     #[arg(long, value_name = "K", default_value_t = SamplerParams::default().top_k)]
     pub(crate) top_k: usize,
     /// Only the most likely tokens that together have this probability stay; 1: all
     #[arg(long, value_name = "P", default_value_t = SamplerParams::default().top_p)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) top_p: f32,
     /// Only tokens at least this fraction as likely as the best one stay; 0: all
     #[arg(long, value_name = "P", default_value_t = SamplerParams::default().min_p)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) min_p: f32,
     /// Makes tokens of the last --repeat-last-n less likely; 1: off
     #[arg(long, value_name = "R", default_value_t = SamplerParams::default().repeat_penalty)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) repeat_penalty: f32,
     /// How many of the last tokens the penalties look at
     #[arg(long, value_name = "N", default_value_t = SamplerParams::default().repeat_last_n)]

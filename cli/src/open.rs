@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tandem_engine::{LoadOptions, Model, Session};
 use tandem_loader::Gguf;
 use tandem_models::template::ChatTemplate;
@@ -28,6 +29,16 @@ pub(crate) fn open(model: &ModelArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow:
     Ok(Arc::new(Gguf::open(&resolved.path)?))
 }
 
+/// The model's tokenizer.
+pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {
+    Tokenizer::from_metadata(gguf.metadata()).with_context(|| shown(gguf))
+}
+
+/// The file's name, to begin a message with.
+pub(crate) fn shown(gguf: &Gguf) -> String {
+    gguf.path().display().to_string()
+}
+
 /// A model that can take text.
 pub(crate) struct Loaded {
     /// The sequence, still empty.
@@ -48,8 +59,8 @@ pub(crate) fn load(
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Loaded> {
     let start = Instant::now();
-    let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
-    let template = ChatTemplate::from_metadata(gguf.metadata())?;
+    let tokenizer = tokenizer(&gguf)?;
+    let template = ChatTemplate::from_metadata(gguf.metadata()).with_context(|| shown(&gguf))?;
     let session = load_session(gguf, options, ui, interrupt)?;
     Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
 }
@@ -62,6 +73,7 @@ pub(crate) fn load_session(
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
+    let path = shown(&gguf);
     let mut bar = None;
     let model = Model::load(gguf, options, &mut |done, total| {
         if bar.is_none() && start.elapsed() > PATIENCE {
@@ -74,7 +86,7 @@ pub(crate) fn load_session(
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    let model = model?;
+    let model = model.context(path)?;
     interrupt.check()?;
     describe(&model, ui);
     let session = Session::new(model);

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &TemplateArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow
             Err(error) => ui.warn(format_args!("bos_token and eos_token are not defined: {error}")),
         }
         if template.is_none() {
-            template = ChatTemplate::from_metadata(gguf.metadata())?;
+            template = ChatTemplate::from_metadata(gguf.metadata()).with_context(|| open::shown(&gguf))?;
         }
     }
     let Some(template) = template else {

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
+use tandem_models::tokenizer::EncodeOptions;
 
 use crate::args::ModelArgs;
 use crate::commands::run::read_input;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &TokenizeArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow
     }
     let given = args.detokenize.as_deref().map(ids::parse).transpose().map_err(Failure::usage)?;
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+    let tokenizer = open::tokenizer(&gguf)?;
     if let Some(ids) = given {
         if let Some(id) = ids.iter().find(|id| !tokenizer.is_valid(**id)) {
             let n_vocab = tokenizer.n_vocab();

@@ -22,7 +22,7 @@ pub(super) struct Row {
     n_prompt: usize,
     n_gen: usize,
     depth: usize,
-    ngl: String,
+    ngl: Value,
     threads: usize,
     device: String,
     backend: String,
@@ -64,8 +64,12 @@ impl Row {
             n_prompt: if test.is_prompt() { test.n() } else { 0 },
             n_gen: if test.is_prompt() { 0 } else { test.n() },
             depth: test.depth(),
-            // What `auto` came to.
-            ngl: if layers == GpuLayers::Auto { "0".to_owned() } else { layers.to_string() },
+            ngl: match layers {
+                // `auto` comes to none without a GPU.
+                GpuLayers::Auto => 0.into(),
+                GpuLayers::Count(n) => n.into(),
+                GpuLayers::All => layers.to_string().into(),
+            },
             threads: model.n_threads(),
             device: devices.join("+"),
             backend: model.backend_names().join("+"),

@@ -5,6 +5,7 @@ mod show;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use tandem_loader::{Gguf, Metadata, quant};
 use tandem_models::Program;
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &InfoArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::Re
     if let (Some(name), Some(out)) = (&args.dump_tensor, &args.out) {
         return dump(&gguf, name, out, ui);
     }
-    let program = program(&gguf)?;
+    let program = program(&gguf).with_context(|| open::shown(&gguf))?;
     let report = report::Report::new(&gguf, &program, &args.context);
     let text = if args.json {
         format!("{:#}\n", show::json(&gguf, &report, args.tensors))

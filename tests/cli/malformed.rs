@@ -1,0 +1,67 @@
+//! Damaged files: refused by every command that opens them, with exit code 3 and a message that names the fault.
+
+use crate::command::{arg, shared, tandem};
+use crate::tiny;
+
+#[test]
+fn reference_files() {
+    let Some(folder) = shared("malformed") else { return };
+    let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let logits = out.path().join("logits");
+    for case in manifest["cases"].as_array().unwrap() {
+        let file = case["file"].as_str().unwrap();
+        let path = folder.join(file);
+        for args in [&["info"][..], &["run", "hi"], &["logits", "--tokens", "1,2", "--out", arg(&logits)]] {
+            let ran = tandem(&[args, &["-m", arg(&path)]].concat());
+            if case["expect"] == "reject" {
+                let stderr = ran.fails(3);
+                assert!(stderr.contains(file) && stderr.contains('`') || stderr.contains("byte"), "{file}: {stderr}");
+            } else {
+                assert!([0, 3].contains(&ran.code), "{file}: {}", ran.stderr);
+            }
+        }
+    }
+    assert!(!logits.exists());
+}
+
+/// Our own damage, so that this needs no reference data.
+#[test]
+fn a_truncated_file_is_refused_wherever_it_ends() {
+    let whole = std::fs::read(tiny::model()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    for keep in [0, 3, 20, 100, 1000, whole.len() / 2, whole.len() - 64] {
+        std::fs::write(&path, &whole[..keep]).unwrap();
+        let stderr = tandem(&["info", "-m", arg(&path)]).fails(3);
+        assert!(stderr.contains("cut.gguf"), "{keep}: {stderr}");
+    }
+}
+
+#[test]
+fn faults_of_the_model_name_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("renamed.gguf");
+    let rename = |from: &[u8], to: &[u8]| {
+        let mut bytes = std::fs::read(tiny::model()).unwrap();
+        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        std::fs::write(&path, bytes).unwrap();
+    };
+    for (from, to, says) in [
+        ("general.architecture", "general.architectura", "`general.architecture`"),
+        ("llama.block_count", "llama.block_kount", "`llama.block_count`"),
+        ("blk.1.attn_k.weight", "blk.1.attn_x.weight", "`blk.1.attn_k.weight`"),
+    ] {
+        rename(from.as_bytes(), to.as_bytes());
+        for args in [&["info"][..], &["run", "hi"]] {
+            let stderr = tandem(&[args, &["-m", arg(&path)]].concat()).fails(3);
+            assert!(stderr.contains(says) && stderr.contains("renamed.gguf"), "{args:?}: {stderr}");
+        }
+    }
+    // Another architecture can be looked at, and not be run.
+    rename(b"llama\x0c", b"lama2\x0c");
+    assert!(tandem(&["info", "-m", arg(&path)]).ok().contains("cannot be run"));
+    assert!(tandem(&["run", "hi", "-m", arg(&path)]).fails(3).contains("`lama2`"));
+}
