@@ -59,8 +59,8 @@ impl Ui {
         let mut text = error.to_string();
         for cause in error.chain().skip(1) {
             let cause = cause.to_string();
-            // Transparent errors repeat the text of what they wrap.
-            if !text.ends_with(&cause) {
+            // Many messages hold the text of what they wrap.
+            if !text.contains(&cause) {
                 text = format!("{text}: {cause}");
             }
         }

@@ -54,10 +54,7 @@ fn messages_of_several_lines_are_one_turn() {
 
 #[test]
 fn a_full_context_says_what_to_do() {
-    let ran = chat(
-        &["-c", "40", "--ignore-eos"][..2].as_ref(),
-        &["hello", "and a message that does not fit", "/clear", "hi"],
-    );
+    let ran = chat(&["-c", "40"], &["hello", "and a message that does not fit", "/clear", "hi"]);
     assert!(ran.stderr.contains("context is full") && ran.stderr.contains("/clear"), "{}", ran.stderr);
     assert_eq!(ran.code, 0);
 }

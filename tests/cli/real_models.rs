@@ -81,7 +81,8 @@ fn conversations_of_smollm2() {
             2 if messages[0]["role"] == "system" => vec!["--system", content(0)],
             _ => continue,
         };
-        let args = ["run", "-m", "smollm2", "--temp", "0", "--precision", "exact", "--json", content(messages.len() - 1)];
+        let args =
+            ["run", "-m", "smollm2", "--temp", "0", "--precision", "exact", "--json", content(messages.len() - 1)];
         let answer = tandem(&[&args[..], &system].concat()).json();
         let wanted = &generation["tokens"].as_array().unwrap()[..=end as usize];
         assert_eq!(answer["token_ids"].as_array().unwrap(), wanted, "{messages:?}");
