@@ -270,12 +270,8 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
 }
 
 fn kv_type(text: &str) -> Result<KvType, String> {
-    match text {
-        "f32" => Ok(KvType::F32),
-        "f16" => Ok(KvType::F16),
-        "q8_0" | "q4_0" => Err(format!("{text} is not supported yet; use f16 or f32")),
-        _ => Err("give f16 or f32".to_owned()),
-    }
+    let names = || KvType::ALL.map(KvType::name).join(", ");
+    KvType::ALL.into_iter().find(|kv_type| kv_type.name() == text).ok_or_else(|| format!("give one of {}", names()))
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {

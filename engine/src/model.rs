@@ -32,14 +32,33 @@ pub enum KvType {
     /// 16-bit.
     #[default]
     F16,
+    /// 8-bit integers with an f16 scale per 32.
+    Q8_0,
+    /// 4-bit integers with an f16 scale per 32.
+    Q4_0,
 }
 
 impl KvType {
-    /// Bytes per element.
-    pub fn bytes(self) -> usize {
+    /// All types.
+    pub const ALL: [KvType; 4] = [KvType::F32, KvType::F16, KvType::Q8_0, KvType::Q4_0];
+
+    /// Name for people and flags.
+    pub fn name(self) -> &'static str {
         match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+            KvType::Q4_0 => "q4_0",
+        }
+    }
+
+    /// Bytes of `n` elements of a key or value.
+    pub fn bytes(self, n: usize) -> usize {
+        match self {
+            KvType::F32 => 4 * n,
+            KvType::F16 => 2 * n,
+            KvType::Q8_0 => n.div_ceil(32) * 34,
+            KvType::Q4_0 => n.div_ceil(32) * 18,
         }
     }
 }

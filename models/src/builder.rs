@@ -46,7 +46,7 @@ impl<'a> Builder<'a> {
 
     // Blocks.
 
-    /// Adds a rotary embedding for [`Builder::rope`] to name.
+    /// Adds a rotary embedding for [`Builder::attend`] to name.
     pub(crate) fn add_rope(&mut self, rope: Rope) -> usize {
         self.ropes.push(rope);
         self.ropes.len() - 1

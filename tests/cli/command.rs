@@ -1,7 +1,7 @@
 //! Running the command.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// What a run left behind.
@@ -61,14 +61,4 @@ pub(crate) fn tandem_with(args: &[&str], input: &[u8]) -> Ran {
 /// A path as an argument.
 pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-/// Reference data beside the clone, or a notice that it is not there.
-pub(crate) fn shared(folder: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures").join(folder);
-    if !path.is_dir() {
-        eprintln!("SKIPPED: reference data {folder} is not beside this clone");
-        return None;
-    }
-    Some(path)
 }

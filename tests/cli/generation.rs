@@ -101,8 +101,14 @@ fn timings_and_placement_go_to_stderr() {
 
 #[test]
 fn every_precision_and_instruction_set_answers() {
-    for args in [&["--precision", "exact"][..], &["--kv-type", "f32"], &["--cpu-isa", "scalar"], &["--cpu-isa", "avx2"]]
-    {
+    for args in [
+        &["--precision", "exact"][..],
+        &["--kv-type", "f32"],
+        &["--kv-type", "q8_0"],
+        &["--kv-type", "q4_0"],
+        &["--cpu-isa", "scalar"],
+        &["--cpu-isa", "avx2"],
+    ] {
         assert_eq!(run(&[&["-n", "4", "--ignore-eos", "hi"], args].concat())["tokens"], 4, "{args:?}");
     }
 }

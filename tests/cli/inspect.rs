@@ -1,6 +1,6 @@
 //! `info`, `tokenize`, `template`, `logits`, `pull`: looking at models.
 
-use crate::command::{arg, shared, tandem, tandem_with};
+use crate::command::{arg, tandem, tandem_with};
 use crate::tiny::{self, N_CTX, N_VOCAB};
 
 #[test]
@@ -35,7 +35,7 @@ fn a_dumped_tensor_is_f32() {
 #[test]
 fn info_opens_every_reference_file() {
     for name in ["archs", "tokenizers"] {
-        let Some(folder) = shared(name) else { return };
+        let Some(folder) = tandem_tests::fixtures(name) else { return };
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "gguf") {

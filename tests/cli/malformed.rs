@@ -1,11 +1,11 @@
 //! Damaged files: refused by every command that opens them, with exit code 3 and a message that names the fault.
 
-use crate::command::{arg, shared, tandem};
+use crate::command::{arg, tandem};
 use crate::tiny;
 
 #[test]
 fn reference_files() {
-    let Some(folder) = shared("malformed") else { return };
+    let Some(folder) = tandem_tests::fixtures("malformed") else { return };
     let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let out = tempfile::tempdir().unwrap();

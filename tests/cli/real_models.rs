@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use crate::command::{shared, tandem};
+use crate::command::tandem;
 
 /// The model's file, or a notice that it was not fetched.
 fn cached(alias: &str) -> bool {
     let here = tandem(&["info", "-q", "-m", alias]).code == 0;
     if !here {
-        eprintln!("SKIPPED: {alias} is not in the cache; `tandem pull {alias}` fetches it");
+        tandem_tests::skipped(&format!("{alias} is not in the cache; `tandem pull {alias}` fetches it"));
     }
     here
 }
@@ -31,7 +31,7 @@ fn greedy(alias: &str, generation: &Value, precision: &str) -> Vec<u64> {
 
 /// The exact path equals the reference up to the first near-tie; the fast path's agreement is reported.
 fn check(alias: &str, fixture: &str) {
-    let Some(folder) = shared("models") else { return };
+    let Some(folder) = tandem_tests::fixtures("models") else { return };
     if !cached(alias) {
         return;
     }
@@ -62,7 +62,7 @@ fn greedy_text_of_gemma3() {
 /// Through the chat template, up to the model's own end: what a user gets who asks.
 #[test]
 fn conversations_of_smollm2() {
-    let Some(folder) = shared("models") else { return };
+    let Some(folder) = tandem_tests::fixtures("models") else { return };
     if !cached("smollm2") {
         return;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tandem_engine::reference::Reference;
-use tandem_engine::{LoadOptions, Model, Precision, Session};
+use tandem_engine::{KvType, LoadOptions, Model, Precision, Session};
 use tandem_loader::Gguf;
 use tandem_models::{ARCHITECTURES, Program};
 
@@ -19,7 +19,11 @@ fn nmse(a: &[f32], b: &[f32]) -> f64 {
 
 fn all_logits(gguf: &Arc<Gguf>, precision: Precision, threads: usize, batch: usize, tokens: &[u32]) -> Vec<f32> {
     let options = LoadOptions { precision, threads: Some(threads), ..LoadOptions::default() };
-    let mut session = Session::new(Model::load(gguf.clone(), &options, &mut |_, _| ()).unwrap());
+    evaluate(gguf, &options, batch, tokens)
+}
+
+fn evaluate(gguf: &Arc<Gguf>, options: &LoadOptions, batch: usize, tokens: &[u32]) -> Vec<f32> {
+    let mut session = Session::new(Model::load(gguf.clone(), options, &mut |_, _| ()).unwrap());
     session.set_batch(batch);
     let mut out = Vec::new();
     session.eval_all(tokens, |row| out.extend_from_slice(row)).unwrap();
@@ -55,6 +59,16 @@ fn logits_equal_llama_cpp() {
         // The fixtures' own limits: 1e-6 where everything stays f32, 2e-5 where the cache is f16.
         assert!(r < 1e-6 && e < 1e-6, "{name}");
         assert!(f < 2e-5, "{name}");
+
+        // Rounding keys and values of 2.2 sigma at most to q steps costs (2.2 / q)^2 / 12 of their power each: 2.5e-5 for
+        // 127 steps, 8e-3 for 7. These random models amplify it up to 6 times; the bounds leave them a factor of 16.
+        for (kv_type, limit) in [(KvType::Q8_0, 4e-4), (KvType::Q4_0, 0.13)] {
+            let options = LoadOptions { kv_type, ..LoadOptions::default() };
+            let quantized = nmse(&expected, &evaluate(&gguf, &options, 512, &tokens));
+            println!("{name:<16} NMSE with a {} cache: {quantized:.1e}", kv_type.name());
+            assert!(quantized < limit, "{name}");
+            assert_eq!(evaluate(&gguf, &options, 512, &tokens), evaluate(&gguf, &options, 5, &tokens), "{name}");
+        }
 
         // Same bits whatever the number of threads and the split into batches.
         for (precision, whole) in [(Precision::Exact, &exact), (Precision::Fast, &fast)] {

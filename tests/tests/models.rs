@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tandem_engine::{LoadOptions, Model, Outputs, Precision, Session};
+use tandem_engine::{KvType, LoadOptions, Model, Outputs, Precision, Session};
 use tandem_loader::Gguf;
 
 /// A gap between the two best logits below this may fall either way in f32.
@@ -38,7 +38,11 @@ fn gemma3() -> Option<Case> {
 }
 
 fn session(case: &Case, precision: Precision) -> Session {
-    let options = LoadOptions { precision, n_ctx: Some(512), ..LoadOptions::default() };
+    session_with(case, LoadOptions { precision, ..LoadOptions::default() })
+}
+
+fn session_with(case: &Case, options: LoadOptions) -> Session {
+    let options = LoadOptions { n_ctx: Some(512), ..options };
     Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap())
 }
 
@@ -136,21 +140,20 @@ fn check_passage(case: &Case) {
     // The fixtures' own limits for f32 compute on dequantized weights.
     assert!(worst <= 0.02 && error / power <= 1e-6);
 
-    let mut kls = Vec::new();
-    let mut same = 0;
-    let mut rows = exact_rows.iter();
-    let mut fast = session(case, Precision::Fast);
-    fast.eval_all(&tokens, |row| {
-        let exact = rows.next().unwrap();
-        kls.push(kl(exact, row));
-        same += usize::from(argmax(exact) == argmax(row));
-    })
-    .unwrap();
-    let mean = kls.iter().sum::<f64>() / kls.len() as f64;
     let theirs = case.passage["quantized_vs_f32"]["kld_mean"].as_f64().unwrap();
-    let top1 = same as f64 / kls.len() as f64;
-    println!("fast path: mean KL {mean:.6} (llama.cpp {theirs:.6}), top-1 agreement {top1:.4}");
-    assert!(mean <= 1.1 * theirs, "KL {mean} is more than 1.1 x {theirs}");
+    for (kv_type, limit) in [(KvType::F16, 1.1 * theirs), (KvType::Q8_0, 1.1 * theirs), (KvType::Q4_0, f64::INFINITY)] {
+        let mut fast = session_with(case, LoadOptions { kv_type, ..LoadOptions::default() });
+        let (mut sum, mut same, mut rows) = (0.0, 0, exact_rows.iter());
+        fast.eval_all(&tokens, |row| {
+            let exact = rows.next().unwrap();
+            sum += kl(exact, row);
+            same += usize::from(argmax(exact) == argmax(row));
+        })
+        .unwrap();
+        let (mean, top1) = (sum / tokens.len() as f64, same as f64 / tokens.len() as f64);
+        println!("fast, {} cache: mean KL {mean:.6} (llama.cpp {theirs:.6}), top-1 {top1:.4}", kv_type.name());
+        assert!(mean <= limit, "{}: KL {mean} is above {limit}", kv_type.name());
+    }
 }
 
 #[test]

@@ -22,19 +22,6 @@ fn load(path: &Path) -> Tokenizer {
     Tokenizer::from_metadata(gguf.metadata()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A model of the user's cache, or `None` with a printed notice.
-fn cached_model(file: &str) -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let path = cache.join("tandem/models").join(file);
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: model {} is not there", path.display());
-    None
-}
-
 #[test]
 fn vocabularies_give_the_reference_ids() {
     let Some(dir) = tandem_tests::fixtures("tokenizers") else { return };
@@ -105,7 +92,7 @@ fn check_case(tokenizer: &Tokenizer, case: &Value, wrong: &mut Vec<String>) {
 }
 
 fn check_cases(model: &str, cases: &str) {
-    let (Some(dir), Some(path)) = (tandem_tests::fixtures("tokenizers"), cached_model(model)) else { return };
+    let (Some(dir), Some(path)) = (tandem_tests::fixtures("tokenizers"), tandem_tests::model(model)) else { return };
     let tokenizer = load(&path);
     let cases: Value = serde_json::from_slice(&std::fs::read(dir.join(cases)).unwrap()).unwrap();
     let cases = cases["cases"].as_array().unwrap();
@@ -151,7 +138,9 @@ fn all_paths() -> Vec<PathBuf> {
     if let Some(dir) = tandem_tests::fixtures("tokenizers") {
         paths.extend(VOCABULARIES.iter().map(|name| dir.join(format!("ggml-vocab-{name}.gguf"))));
     }
-    paths.extend(["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"].into_iter().filter_map(cached_model));
+    paths.extend(
+        ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"].into_iter().filter_map(tandem_tests::model),
+    );
     paths
 }
 

@@ -5,71 +5,23 @@
 //! with other queries, does not change a bit of the result.
 
 use super::isa::{Isa, LANES};
+use super::kv_format::KvFormat;
 
 /// Positions whose scores are computed together.
 pub(crate) const CHUNK: usize = 256;
 /// Queries that share one pass over keys and values.
 pub(crate) const MAX_ROWS: usize = 8;
 
-/// An element type of the cache.
-pub(crate) trait KvElement: 'static {
-    /// Bytes per element.
-    const BYTES: usize;
-    /// Reads 16 elements.
-    ///
-    /// # Safety
-    /// `p` points to 16 elements; the CPU has the instruction set.
-    unsafe fn load<S: Isa>(p: *const u8) -> S::F;
-    /// Writes one element.
-    ///
-    /// # Safety
-    /// `p` points to an element.
-    unsafe fn store(p: *mut u8, x: f32);
-}
-
-/// f16 cache.
-pub(crate) struct KvF16;
-/// f32 cache.
-pub(crate) struct KvF32;
-
-impl KvElement for KvF16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Isa>(p: *const u8) -> S::F {
-        // SAFETY: as the caller promises.
-        unsafe { S::f_load_f16(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, x: f32) {
-        // SAFETY: as the caller promises.
-        unsafe { p.cast::<[u8; 2]>().write(half::f16::from_f32(x).to_le_bytes()) }
-    }
-}
-
-impl KvElement for KvF32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Isa>(p: *const u8) -> S::F {
-        // SAFETY: as the caller promises.
-        unsafe { S::f_load(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, x: f32) {
-        // SAFETY: as the caller promises.
-        unsafe { p.cast::<f32>().write_unaligned(x) }
-    }
-}
-
 /// Where one KV head of one layer lies in the cache.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadCache {
-    /// Keys, transposed in tiles of 16 positions: `[n_ctx / 16][head_dim][16]`.
+    /// Keys, `[n_ctx / 16]` tiles; see [`KvFormat`].
     pub(crate) k: *mut u8,
-    /// Values: `[n_ctx][value_stride]`, padded with zeros from `head_dim` on.
+    /// Values, `[n_ctx]` rows of `value_stride` elements, zeros from `head_dim` on.
     pub(crate) v: *mut u8,
     /// Elements of a head.
     pub(crate) head_dim: usize,
-    /// Elements between two positions' values: `head_dim` rounded up to 16.
+    /// Elements of a value's row: `head_dim` rounded up to 16.
     pub(crate) value_stride: usize,
 }
 
@@ -77,16 +29,14 @@ impl HeadCache {
     /// Stores one position's key and value.
     ///
     /// # Safety
-    /// The position is inside the cache, which holds elements of type `E`; nobody else uses the position.
+    /// The position is inside the cache, which has format `K`; nobody else uses the position.
     #[inline(always)]
-    pub(crate) unsafe fn store<E: KvElement>(&self, position: usize, key: &[f32], value: &[f32]) {
-        let tile = position / LANES * self.head_dim * LANES + position % LANES;
-        for (d, (k, v)) in key.iter().zip(value).enumerate() {
-            // SAFETY: inside the cache as the caller promises.
-            unsafe {
-                E::store(self.k.add((tile + d * LANES) * E::BYTES), *k);
-                E::store(self.v.add((position * self.value_stride + d) * E::BYTES), *v);
-            }
+    pub(crate) unsafe fn store<K: KvFormat>(&self, position: usize, key: &[f32], value: &[f32]) {
+        // SAFETY: inside the cache as the caller promises.
+        unsafe {
+            let tile = self.k.add(position / LANES * K::key_tile_bytes(self.head_dim));
+            K::store_key(tile, position % LANES, key);
+            K::store_value(self.v.add(position * K::value_bytes(self.value_stride)), self.value_stride, value);
         }
     }
 }
@@ -126,10 +76,10 @@ impl AttentionWork {
 /// Adds the share of chunk `chunk` (positions `chunk * CHUNK..`) to up to [`MAX_ROWS`] queries.
 ///
 /// # Safety
-/// The cache holds elements of type `E` for all positions seen; the rows' pointers are valid; the CPU has the
+/// The cache has format `K` and holds all positions seen; the rows' pointers are valid; the CPU has the
 /// instruction set.
 #[inline(always)]
-pub(crate) unsafe fn chunk<S: Isa, E: KvElement>(
+pub(crate) unsafe fn chunk<S: Isa, K: KvFormat>(
     cache: &HeadCache,
     rows: &mut [QueryRow],
     scale: f32,
@@ -139,17 +89,17 @@ pub(crate) unsafe fn chunk<S: Isa, E: KvElement>(
     // SAFETY: as the caller promises; the constant is the number of rows.
     unsafe {
         match rows.len() {
-            8.. => chunk_rows::<S, E, 8>(cache, &mut rows[..8], scale, chunk, work),
+            8.. => chunk_rows::<S, K, 8>(cache, &mut rows[..8], scale, chunk, work),
             4..8 => {
                 let (four, rest) = rows.split_at_mut(4);
-                chunk_rows::<S, E, 4>(cache, four, scale, chunk, work);
+                chunk_rows::<S, K, 4>(cache, four, scale, chunk, work);
                 if !rest.is_empty() {
-                    self::chunk::<S, E>(cache, rest, scale, chunk, work);
+                    self::chunk::<S, K>(cache, rest, scale, chunk, work);
                 }
             }
-            3 => chunk_rows::<S, E, 3>(cache, rows, scale, chunk, work),
-            2 => chunk_rows::<S, E, 2>(cache, rows, scale, chunk, work),
-            1 => chunk_rows::<S, E, 1>(cache, rows, scale, chunk, work),
+            3 => chunk_rows::<S, K, 3>(cache, rows, scale, chunk, work),
+            2 => chunk_rows::<S, K, 2>(cache, rows, scale, chunk, work),
+            1 => chunk_rows::<S, K, 1>(cache, rows, scale, chunk, work),
             0 => {}
         }
     }
@@ -157,7 +107,7 @@ pub(crate) unsafe fn chunk<S: Isa, E: KvElement>(
 
 /// [`chunk`] for exactly `R` rows.
 #[inline(always)]
-unsafe fn chunk_rows<S: Isa, E: KvElement, const R: usize>(
+unsafe fn chunk_rows<S: Isa, K: KvFormat, const R: usize>(
     cache: &HeadCache,
     rows: &mut [QueryRow],
     scale: f32,
@@ -173,13 +123,13 @@ unsafe fn chunk_rows<S: Isa, E: KvElement, const R: usize>(
             return;
         }
         let n = (last - first).next_multiple_of(LANES);
-        scores::<S, E, R>(cache, rows, scale, first, n, work);
+        scores::<S, K, R>(cache, rows, scale, first, n, work);
         let mut share = [(f32::NEG_INFINITY, 0.0f32); R];
         for r in 0..R {
             let sees = (rows[r].sees.0.saturating_sub(first).min(n), rows[r].sees.1.saturating_sub(first).min(n));
             share[r] = soften::<S>(&mut work.scores[r * CHUNK..][..n], sees);
         }
-        weigh::<S, E, R>(cache, first, n, work);
+        weigh::<S, K, R>(cache, first, n, work);
         for r in 0..R {
             if share[r].1 > 0.0 {
                 let partial = work.partial.as_ptr().add(r * cache.value_stride);
@@ -191,7 +141,7 @@ unsafe fn chunk_rows<S: Isa, E: KvElement, const R: usize>(
 
 /// Scores of `R` queries against `n` positions from `first` (a multiple of 16).
 #[inline(always)]
-unsafe fn scores<S: Isa, E: KvElement, const R: usize>(
+unsafe fn scores<S: Isa, K: KvFormat, const R: usize>(
     cache: &HeadCache,
     rows: &[QueryRow],
     scale: f32,
@@ -203,14 +153,8 @@ unsafe fn scores<S: Isa, E: KvElement, const R: usize>(
     unsafe {
         let queries: [*const f32; R] = std::array::from_fn(|r| rows[r].q);
         for tile in (0..n).step_by(LANES) {
-            let keys = cache.k.add((first + tile) * cache.head_dim * E::BYTES);
-            let mut sum = [S::f_splat(0.0); R];
-            for d in 0..cache.head_dim {
-                let k = E::load::<S>(keys.add(d * LANES * E::BYTES));
-                for r in 0..R {
-                    sum[r] = S::f_fma(k, S::f_splat(*queries[r].add(d)), sum[r]);
-                }
-            }
+            let keys = cache.k.add((first + tile) / LANES * K::key_tile_bytes(cache.head_dim));
+            let sum = K::dot::<S, R>(keys, cache.head_dim, &queries);
             for r in 0..R {
                 S::f_store(work.scores.as_mut_ptr().add(r * CHUNK + tile), S::f_mul(sum[r], S::f_splat(scale)));
             }
@@ -248,7 +192,7 @@ unsafe fn soften<S: Isa>(scores: &mut [f32], sees: (usize, usize)) -> (f32, f32)
 
 /// Sums of values weighted by the softened scores, into `work.partial`.
 #[inline(always)]
-unsafe fn weigh<S: Isa, E: KvElement, const R: usize>(
+unsafe fn weigh<S: Isa, K: KvFormat, const R: usize>(
     cache: &HeadCache,
     first: usize,
     n: usize,
@@ -257,15 +201,13 @@ unsafe fn weigh<S: Isa, E: KvElement, const R: usize>(
     // SAFETY: as for [`chunk`].
     unsafe {
         let stride = cache.value_stride;
-        let values = cache.v.add(first * stride * E::BYTES);
+        let values = cache.v.add(first * K::value_bytes(stride));
         let mut d = 0;
         while d < stride {
             let two = d + 2 * LANES <= stride;
             let mut sum = [[S::f_splat(0.0); 2]; R];
             for p in 0..n {
-                let v = values.add((p * stride + d) * E::BYTES);
-                let v0 = E::load::<S>(v);
-                let v1 = if two { E::load::<S>(v.add(LANES * E::BYTES)) } else { v0 };
+                let (v0, v1) = K::value::<S>(values.add(p * K::value_bytes(stride)), stride, d);
                 for r in 0..R {
                     let w = S::f_splat(work.scores[r * CHUNK + p]);
                     sum[r][0] = S::f_fma(v0, w, sum[r][0]);

@@ -8,11 +8,15 @@ use tandem_models::Activation;
 use super::attention::{AttentionWork, HeadCache, QueryRow};
 use super::isa::LANES;
 use super::matmul::{ActGroup, Acts};
+use crate::model::KvType;
 
 /// Multiplies one panel with some columns; see [`super::matmul::panel`].
 pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32);
 /// Interleaves 16 rows' blocks.
 pub(crate) type PackFn = fn(rows: &[&[u8]; LANES], out: &mut [u8]);
+
+/// Adds one chunk's share to some queries; see [`super::attention::chunk`].
+pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork);
 
 /// How one weight type is packed and multiplied.
 #[derive(Clone, Copy)]
@@ -37,8 +41,8 @@ pub(crate) struct Kernels {
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
     pub(crate) glu: unsafe fn(Activation, *const f32, *const f32, *mut f32),
-    pub(crate) attend_f16: unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork),
-    pub(crate) attend_f32: unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork),
+    /// Attention over a cache of a type.
+    pub(crate) attend: fn(KvType) -> AttendFn,
     pub(crate) merge: unsafe fn(&mut QueryRow, (f32, f32), *const f32, usize),
 }
 
@@ -113,12 +117,13 @@ impl IsaLevel {
 macro_rules! kernels_for {
     ($module:ident, $isa:ty, $level:expr, tile $tile:literal, $(#[$feature:meta])?) => {
         mod $module {
-            use super::super::attention::{self, AttentionWork, HeadCache, KvElement, KvF16, KvF32, QueryRow};
+            use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
+            use super::super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
             use super::super::isa;
             use super::super::matmul::{self, ActGroup, Acts};
             use super::super::ops;
             use super::super::pack::{self, Packed, PackedFloat};
-            use super::{Activation, GgmlType, Kernels, MatrixKernel, Range};
+            use super::{Activation, AttendFn, GgmlType, Kernels, KvType, MatrixKernel, Range};
 
             // SAFETY (all functions): the callers' promises are those of the generic bodies; `IsaLevel::kernels` has
             // checked that the CPU has the features.
@@ -158,7 +163,7 @@ macro_rules! kernels_for {
                 unsafe { ops::glu::<$isa>(act, gate, up, out) }
             }
             $(#[$feature])?
-            unsafe fn attend<E: KvElement>(
+            unsafe fn attend<K: KvFormat>(
                 cache: &HeadCache,
                 rows: &mut [QueryRow],
                 scale: f32,
@@ -166,13 +171,22 @@ macro_rules! kernels_for {
                 work: &mut AttentionWork,
             ) {
                 // SAFETY: see above.
-                unsafe { attention::chunk::<$isa, E>(cache, rows, scale, chunk, work) }
+                unsafe { attention::chunk::<$isa, K>(cache, rows, scale, chunk, work) }
             }
 
             $(#[$feature])?
             unsafe fn merge(row: &mut QueryRow, share: (f32, f32), partial: *const f32, stride: usize) {
                 // SAFETY: see above.
                 unsafe { attention::merge::<$isa>(row, share, partial, stride) }
+            }
+
+            fn attend_for(kv_type: KvType) -> AttendFn {
+                match kv_type {
+                    KvType::F32 => attend::<KvF32>,
+                    KvType::F16 => attend::<KvF16>,
+                    KvType::Q8_0 => attend::<KvQ8>,
+                    KvType::Q4_0 => attend::<KvQ4>,
+                }
             }
 
             fn quantized<P: Packed>() -> Option<MatrixKernel> {
@@ -214,8 +228,7 @@ macro_rules! kernels_for {
                     rms_norm,
                     head_norm,
                     glu,
-                    attend_f16: attend::<KvF16>,
-                    attend_f32: attend::<KvF32>,
+                    attend: attend_for,
                     merge,
                 }
             }

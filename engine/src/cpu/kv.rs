@@ -3,6 +3,7 @@
 use super::attention::HeadCache;
 use super::buffer::{Buffer, Pages};
 use super::isa::LANES;
+use super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
 use crate::error::Result;
 use crate::model::KvType;
 
@@ -20,7 +21,13 @@ impl LayerCache {
     pub(crate) fn new(n_ctx: usize, n_head_kv: usize, head_dim: usize, kv_type: KvType) -> Result<LayerCache> {
         let positions = n_ctx.next_multiple_of(LANES);
         let stride = head_dim.next_multiple_of(LANES);
-        let head_bytes = (positions * head_dim * kv_type.bytes(), positions * stride * kv_type.bytes());
+        let (tile, row) = match kv_type {
+            KvType::F32 => bytes::<KvF32>(head_dim, stride),
+            KvType::F16 => bytes::<KvF16>(head_dim, stride),
+            KvType::Q8_0 => bytes::<KvQ8>(head_dim, stride),
+            KvType::Q4_0 => bytes::<KvQ4>(head_dim, stride),
+        };
+        let head_bytes = (positions / LANES * tile, positions * row);
         Ok(LayerCache {
             k: Buffer::zeroed(head_bytes.0 * n_head_kv, Pages::Small, "the KV cache")?,
             v: Buffer::zeroed(head_bytes.1 * n_head_kv, Pages::Small, "the KV cache")?,
@@ -46,4 +53,9 @@ impl LayerCache {
     pub(crate) fn bytes(&self) -> usize {
         self.k.len() + self.v.len()
     }
+}
+
+/// Bytes of a tile of keys and of a value.
+fn bytes<K: KvFormat>(head_dim: usize, stride: usize) -> (usize, usize) {
+    (K::key_tile_bytes(head_dim), K::value_bytes(stride))
 }

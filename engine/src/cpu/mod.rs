@@ -6,6 +6,7 @@ mod exec;
 mod isa;
 mod kernels;
 mod kv;
+mod kv_format;
 mod matmul;
 mod matrix;
 mod ops;

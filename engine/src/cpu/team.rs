@@ -167,6 +167,11 @@ impl<T> Shared<T> {
         Shared { ptr: slice.as_mut_ptr(), len: slice.len() }
     }
 
+    /// The start of the slice, to be read under the terms of [`Shared::get`].
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.ptr
+    }
+
     /// Reads a range.
     ///
     /// # Safety

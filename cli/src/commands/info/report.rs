@@ -129,11 +129,6 @@ fn memory(gguf: &Gguf, program: &Program, context: &ContextArgs) -> Memory {
     // Tables are read from the file, row by row.
     let held = program.weights.iter().filter(|weight| weight.role != WeightRole::Table);
     let weights = held.filter_map(|weight| gguf.tensor(&weight.tensor)).map(|tensor| tensor.n_bytes() as u64).sum();
-    let per_position = (hparams.n_layer * program.kv_elements_per_position() * kv_type.bytes()) as u64;
-    Memory {
-        n_ctx,
-        kv_type: if kv_type == KvType::F32 { "f32" } else { "f16" },
-        weights,
-        kv_cache: per_position.saturating_mul(n_ctx as u64),
-    }
+    let per_position = (hparams.n_layer * kv_type.bytes(program.kv_elements_per_position())) as u64;
+    Memory { n_ctx, kv_type: kv_type.name(), weights, kv_cache: per_position.saturating_mul(n_ctx as u64) }
 }

@@ -7,7 +7,6 @@ use super::super::isa::LANES;
 use super::super::team::Member;
 use super::Exec;
 use super::scratch::{MemberScratch, slot};
-use crate::model::KvType;
 
 // SAFETY of the `Shared` accesses below: as in the parent module.
 impl Exec<'_> {
@@ -35,12 +34,7 @@ impl Exec<'_> {
         work: &mut AttentionWork,
     ) {
         // SAFETY: the cache holds all positions up to this batch's, and rows are set up by the callers.
-        unsafe {
-            match self.kv_type {
-                KvType::F16 => (self.kernels.attend_f16)(cache, rows, scale, chunk, work),
-                KvType::F32 => (self.kernels.attend_f32)(cache, rows, scale, chunk, work),
-            }
-        }
+        unsafe { (self.attend)(cache, rows, scale, chunk, work) }
     }
 
     /// Positions token `t` of the batch sees.

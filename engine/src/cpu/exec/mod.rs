@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use tandem_models::{Activation, Linear, Program, Reg, Step, Vector, WeightId};
 
-use super::attention::{HeadCache, KvElement, KvF16, KvF32};
+use super::attention::HeadCache;
 use super::isa::LANES;
-use super::kernels::Kernels;
+use super::kernels::{AttendFn, Kernels};
+use super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
 use super::matmul::{ActGroup, Acts};
 use super::matrix::Matrix;
 use super::ops;
@@ -34,6 +35,7 @@ struct Exec<'a> {
     gguf: &'a tandem_loader::Gguf,
     kernels: Kernels,
     kv_type: KvType,
+    attend: AttendFn,
     arena: &'a [u8],
     weights: &'a [Option<Loaded>],
     heads: Vec<Vec<HeadCache>>,
@@ -65,6 +67,7 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         gguf: &cpu.gguf,
         kernels: cpu.kernels,
         kv_type: cpu.options.kv_type,
+        attend: (cpu.kernels.attend)(cpu.options.kv_type),
         arena: &cpu.arena,
         weights: &cpu.weights,
         heads: cpu.cache.iter_mut().map(|c| c.iter_mut().flat_map(|c| c.heads(n_head_kv)).collect()).collect(),
@@ -211,14 +214,7 @@ impl Exec<'_> {
 
     /// The rows of a register as input of products.
     fn acts(&self, input: Reg, n_in: usize) -> Acts {
-        // SAFETY: the input registers are not written in the phases that use this.
-        unsafe {
-            Acts {
-                n_in,
-                x: self.registers[slot(input)].get(0..self.n() * n_in).as_ptr(),
-                groups: self.groups.get(0..0).as_ptr(),
-            }
-        }
+        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr() }
     }
 
     /// Products of one input with one or more matrices, as one phase over all their panels.
@@ -342,10 +338,12 @@ impl Exec<'_> {
         match self.kv_type {
             KvType::F16 => self.store_kv_as::<KvF16>(layer, m),
             KvType::F32 => self.store_kv_as::<KvF32>(layer, m),
+            KvType::Q8_0 => self.store_kv_as::<KvQ8>(layer, m),
+            KvType::Q4_0 => self.store_kv_as::<KvQ4>(layer, m),
         }
     }
 
-    fn store_kv_as<E: KvElement>(&self, layer: usize, m: &Member<'_>) {
+    fn store_kv_as<K: KvFormat>(&self, layer: usize, m: &Member<'_>) {
         let (hd, width) = (self.program.hparams.head_dim, self.width(Reg::K));
         m.phase_even(self.n(), |rows| {
             for t in rows {
@@ -355,7 +353,7 @@ impl Exec<'_> {
                     unsafe {
                         let (k, v) =
                             (self.registers[slot(Reg::K)].get(at.clone()), self.registers[slot(Reg::V)].get(at));
-                        cache.store::<E>(self.batch.start + t, k, v);
+                        cache.store::<K>(self.batch.start + t, k, v);
                     }
                 }
             }
