@@ -23,7 +23,7 @@ impl Batch<'_> {
 }
 
 /// What crosses between devices: the residual stream, and at the end the logits.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Hidden {
     /// The residual stream X, `[n_tokens, n_embd]`, row-major.
     pub x: Vec<f32>,

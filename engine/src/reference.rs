@@ -1,16 +1,17 @@
 //! The specification: every step of a block program in plain scalar Rust, correct by reading and never fast.
 //!
-//! Weights are dequantized to f32, sums are f64, the cache is f32. Every fast path is tested against this, step by step.
+//! Weights are dequantized to f32, sums are f64, the cache is f32. Every fast path is tested against this, block by block.
 
 use std::collections::HashMap;
 
 use tandem_loader::Gguf;
 use tandem_models::{Activation, Linear, Program, Reg, Rope, RopePairing, Step, Vector, WeightId};
 
+use crate::backend::Hidden;
 use crate::error::Result;
 
 /// Contents of the registers for one batch: `[n_tokens, width]`, row-major.
-pub type RegisterFile = HashMap<Reg, Vec<f32>>;
+type RegisterFile = HashMap<Reg, Vec<f32>>;
 
 /// A model held as f32, and its cache.
 pub struct Reference {
@@ -34,18 +35,24 @@ impl Reference {
 
     /// Evaluates `tokens` after what is in the cache; logits of every token, `[n_tokens, n_vocab]`.
     pub fn eval(&mut self, tokens: &[u32]) -> Vec<f32> {
-        let mut regs = RegisterFile::new();
-        let mut logits = Vec::new();
-        for block in self.program.blocks.clone() {
-            for step in &block.steps {
-                self.step(step, tokens, &mut regs, &mut logits);
-            }
+        let mut hidden = Hidden::default();
+        for block in 0..self.program.blocks.len() {
+            self.block(block, tokens, &mut hidden);
         }
-        logits
+        hidden.logits
+    }
+
+    /// Runs one block: X in, X (or the logits of every token) out.
+    pub fn block(&mut self, block: usize, tokens: &[u32], hidden: &mut Hidden) {
+        let mut regs = RegisterFile::from([(Reg::X, std::mem::take(&mut hidden.x))]);
+        for step in self.program.blocks[block].steps.clone() {
+            self.step(&step, tokens, &mut regs, &mut hidden.logits);
+        }
+        hidden.x = regs.remove(&Reg::X).unwrap_or_default();
     }
 
     /// Runs one step. Positions are those after the step's layer's cache.
-    pub fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
+    fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
         match step {
             Step::Embed { table, scale } => {
                 let n_embd = self.program.hparams.n_embd;
@@ -175,7 +182,7 @@ fn write(regs: &mut RegisterFile, reg: Reg, values: Vec<f32>, add: bool) {
 }
 
 /// Turns the pairs of one head by their angles at `position`.
-pub fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
+fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
     let half = rope.freqs.len();
     for (i, freq) in rope.freqs.iter().enumerate() {
         let (a, b) = match rope.pairing {
@@ -190,7 +197,7 @@ pub fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
 }
 
 /// The nonlinearity of a gated linear unit.
-pub fn activate(act: Activation, x: f32) -> f32 {
+fn activate(act: Activation, x: f32) -> f32 {
     let x = f64::from(x);
     let y = match act {
         Activation::Silu => x / (1.0 + (-x).exp()),
