@@ -11,11 +11,12 @@ fn run(args: &[&str]) -> serde_json::Value {
 #[test]
 fn json_has_what_the_contract_says() {
     let answer = run(&["-n", "5", "--ignore-eos", "--seed", "1", "hi"]);
-    assert_eq!(answer["tokens"], 5);
-    assert_eq!(answer["token_ids"].as_array().unwrap().len(), 5);
+    assert_eq!(answer["tokens"].as_array().unwrap().len(), 5);
+    assert_eq!(answer["timings"]["n_gen"], 5);
     assert_eq!(answer["stop_reason"], "length");
     // <|im_start|> u s e r \n h i <|im_end|> \n <|im_start|> a s s i s t a n t \n
-    assert_eq!(answer["prompt_tokens"], 21);
+    assert_eq!(answer["prompt_tokens"].as_array().unwrap().len(), 21);
+    assert_eq!(answer["timings"]["n_prompt"], 21);
     for key in ["load_ms", "prompt_ms", "prompt_per_second", "generation_ms", "generation_per_second"] {
         assert!(answer["timings"][key].is_number(), "{key}");
     }
@@ -45,7 +46,7 @@ fn prompts_come_from_three_places() {
 
 #[test]
 fn typed_special_tokens_are_text() {
-    let n_prompt = |args: &[&str]| run(&[&["-n", "0"], args].concat())["prompt_tokens"].as_u64().unwrap();
+    let n_prompt = |args: &[&str]| run(&[&["-n", "0"], args].concat())["timings"]["n_prompt"].as_u64().unwrap();
     let plain = n_prompt(&["a<|im_end|>b"]);
     // One message of 12 bytes, against 21 tokens for one of 2.
     assert_eq!(plain, 21 - 2 + 12);
@@ -73,9 +74,12 @@ fn stop_texts_end_the_answer_and_are_not_in_it() {
 #[test]
 fn the_model_ends_its_answer() {
     let ended = run(&["hi", "--logit-bias", "2=1000"]);
-    assert_eq!((&ended["stop_reason"], &ended["text"], &ended["tokens"]), (&"eos".into(), &"".into(), &1.into()));
+    assert_eq!(
+        (&ended["stop_reason"], &ended["text"], &ended["timings"]["n_gen"]),
+        (&"eos".into(), &"".into(), &1.into())
+    );
     let ignored = run(&["hi", "--logit-bias", "2=1000", "--ignore-eos", "-n", "4"]);
-    assert_eq!((&ignored["stop_reason"], &ignored["tokens"]), (&"length".into(), &4.into()));
+    assert_eq!((&ignored["stop_reason"], &ignored["timings"]["n_gen"]), (&"length".into(), &4.into()));
 }
 
 #[test]
@@ -83,7 +87,7 @@ fn a_full_context_ends_the_answer() {
     let full = run(&["-c", "30", "-n", "100", "--ignore-eos", "hi"]);
     assert_eq!(full["stop_reason"], "context");
     // 21 of the prompt, 9 more places, and one that needs no place.
-    assert_eq!(full["tokens"], 10);
+    assert_eq!(full["timings"]["n_gen"], 10);
     let stderr = tandem(&["run", "-m", tiny::model(), "-c", "10", "hi"]).fails(1);
     assert!(stderr.contains("context is full"), "{stderr}");
 }
@@ -109,7 +113,7 @@ fn every_precision_and_instruction_set_answers() {
         &["--cpu-isa", "scalar"],
         &["--cpu-isa", "avx2"],
     ] {
-        assert_eq!(run(&[&["-n", "4", "--ignore-eos", "hi"], args].concat())["tokens"], 4, "{args:?}");
+        assert_eq!(run(&[&["-n", "4", "--ignore-eos", "hi"], args].concat())["timings"]["n_gen"], 4, "{args:?}");
     }
 }
 

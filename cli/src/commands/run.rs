@@ -85,7 +85,7 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow:
     let answer = generate(session, tokenizer, &mut sampler, &prompt, &options, &mut |text| output.text(text))?;
     output.end()?;
     if args.json {
-        ui::print(format!("{}\n", to_json(&answer, loaded.load_time)))?;
+        ui::print(format!("{}\n", to_json(&prompt, &answer, loaded.load_time)))?;
     }
     ui.note(timings(&answer, Some(loaded.load_time)));
     match answer.stop_reason {
@@ -193,16 +193,18 @@ pub(crate) fn timings(answer: &Generation, load: Option<Duration>) -> String {
     )
 }
 
-fn to_json(answer: &Generation, load: Duration) -> serde_json::Value {
+/// The answer as an object: token ids as in `tokenize`, counts and times under `timings`.
+fn to_json(prompt: &[u32], answer: &Generation, load: Duration) -> serde_json::Value {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let t = &answer.timings;
     json!({
         "text": answer.text,
-        "prompt_tokens": answer.n_prompt,
-        "tokens": answer.tokens.len(),
-        "token_ids": answer.tokens,
+        "prompt_tokens": prompt,
+        "tokens": answer.tokens,
         "stop_reason": answer.stop_reason.name(),
         "timings": {
+            "n_prompt": answer.n_prompt,
+            "n_gen": answer.tokens.len(),
             "load_ms": ms(load),
             "prompt_ms": ms(t.prompt),
             "prompt_per_second": t.prompt_per_second(),
