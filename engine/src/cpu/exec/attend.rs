@@ -139,7 +139,7 @@ impl Exec<'_> {
                 for c in 0..chunks.len() {
                     // SAFETY: written in the phase before.
                     let part = unsafe { self.partial.get(at(h, c)..at(h, c) + share) };
-                    if part[stride + 1] > 0.0 {
+                    if part[stride + 1] != 0.0 {
                         let shares = (part[stride], part[stride + 1]);
                         // SAFETY: `stride` floats each; `kernels` are those of this CPU.
                         unsafe { (self.kernels.merge)(&mut row, shares, part.as_ptr(), stride) };
