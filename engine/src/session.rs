@@ -63,12 +63,13 @@ impl Session {
     }
 
     /// Evaluates tokens after those already in the sequence. With [`Outputs::Last`], returns the logits after the last
-    /// token, `[n_vocab]`.
+    /// token, `[n_vocab]`; nothing where there are no tokens.
     ///
     /// # Errors
     /// A full context; a token outside the vocabulary; an interruption (tokens evaluated before it stay).
     pub fn eval(&mut self, tokens: &[u32], outputs: Outputs) -> Result<&[f32]> {
         self.check(tokens)?;
+        self.hidden.logits.clear();
         let n_batches = tokens.len().div_ceil(self.batch);
         for (i, part) in tokens.chunks(self.batch).enumerate() {
             let wanted = outputs == Outputs::Last && i + 1 == n_batches;

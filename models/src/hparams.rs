@@ -56,6 +56,14 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A finite number above 0.
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f32>> {
+        match self.f32(key)? {
+            Some(v) if v <= 0.0 => Err(self.bad(key, format!("{v} is not above 0"))),
+            v => Ok(v),
+        }
+    }
+
     /// An error about a key.
     pub(crate) fn bad(&self, key: &str, message: impl Into<String>) -> Error {
         Error::Hparam { key: self.name(key), message: message.into() }
@@ -133,6 +141,9 @@ impl Hparams {
         }
         let rms_eps = keys.f32("attention.layer_norm_rms_epsilon")?;
         let rms_eps = rms_eps.ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))?;
+        if rms_eps < 0.0 {
+            return Err(keys.bad("attention.layer_norm_rms_epsilon", format!("{rms_eps} is negative")));
+        }
         let table = gguf.tensor("token_embd.weight");
         let table = table.ok_or(Error::MissingTensor { tensor: "token_embd.weight".to_owned() })?;
         Ok(Hparams {

@@ -40,7 +40,7 @@ impl Rope {
     /// The file's rotary embedding: base, scaling and (llama3) factors from metadata and `rope_freqs.weight`.
     pub(crate) fn read(pairing: RopePairing, keys: &Keys<'_>, hp: &Hparams, gguf: &Gguf) -> Result<Rope> {
         let n_rot = n_rot(keys, hp)?;
-        let base = f64::from(keys.f32("rope.freq_base")?.unwrap_or(10_000.0));
+        let base = f64::from(keys.positive("rope.freq_base")?.unwrap_or(10_000.0));
         let factors = rope_factors(gguf, n_rot)?;
         let kind = keys.str("rope.scaling.type")?.unwrap_or("linear");
         let factor = keys.f32("rope.scaling.factor")?.or(keys.f32("rope.scale_linear")?).filter(|f| *f != 0.0);

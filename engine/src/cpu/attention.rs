@@ -131,7 +131,7 @@ unsafe fn chunk_rows<S: Isa, K: KvFormat, const R: usize>(
         }
         weigh::<S, K, R>(cache, first, n, work);
         for r in 0..R {
-            if share[r].1 > 0.0 {
+            if share[r].1 != 0.0 {
                 let partial = work.partial.as_ptr().add(r * cache.value_stride);
                 merge::<S>(&mut rows[r], share[r], partial, cache.value_stride);
             }

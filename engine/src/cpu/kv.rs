@@ -19,7 +19,7 @@ pub(crate) struct LayerCache {
 impl LayerCache {
     /// An empty cache for `n_ctx` positions. Memory is taken as positions are filled.
     pub(crate) fn new(n_ctx: usize, n_head_kv: usize, head_dim: usize, kv_type: KvType) -> Result<LayerCache> {
-        let positions = n_ctx.next_multiple_of(LANES);
+        let tiles = n_ctx.div_ceil(LANES);
         let stride = head_dim.next_multiple_of(LANES);
         let (tile, row) = match kv_type {
             KvType::F32 => bytes::<KvF32>(head_dim, stride),
@@ -27,13 +27,12 @@ impl LayerCache {
             KvType::Q8_0 => bytes::<KvQ8>(head_dim, stride),
             KvType::Q4_0 => bytes::<KvQ4>(head_dim, stride),
         };
-        let head_bytes = (positions / LANES * tile, positions * row);
-        Ok(LayerCache {
-            k: Buffer::zeroed(head_bytes.0 * n_head_kv, Pages::Small, "the KV cache")?,
-            v: Buffer::zeroed(head_bytes.1 * n_head_kv, Pages::Small, "the KV cache")?,
-            head_dim,
-            head_bytes,
-        })
+        // Sizes that overflow become one that no system has, so that asking for it fails.
+        let head_bytes = (tiles.saturating_mul(tile), tiles.saturating_mul(LANES * row));
+        let buffer = |head: usize| {
+            Buffer::zeroed(head.saturating_mul(n_head_kv), Pages::Small, "a layer's part of the KV cache")
+        };
+        Ok(LayerCache { k: buffer(head_bytes.0)?, v: buffer(head_bytes.1)?, head_dim, head_bytes })
     }
 
     /// The parts of the first `n` heads.

@@ -276,13 +276,16 @@ pub(crate) unsafe fn quantize<S: Isa>(x: *const f32, out: &mut [ActGroup]) {
         unsafe {
             let (a, b) = (S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES)));
             let absmax = S::f_max_lane(S::f_max(S::f_abs(a), S::f_abs(b)));
-            // Groups too small for the inverse to be finite count as zeros; NaN and infinity pass on into the result.
+            // 0, or NaN where an element is infinite or NaN: what maximum and rounding drop passes on through the scale.
+            let taint = S::f_sum(S::f_fma(b, S::f_splat(0.0), S::f_mul(a, S::f_splat(0.0))));
+            // Groups too small for the inverse to be finite count as zeros.
             let (scale, inverse) = if absmax <= TINY { (0.0, 0.0) } else { (absmax / 127.0, 127.0 / absmax) };
             let inverse = S::f_splat(inverse);
             let (qa, qb) = (S::f_to_i(S::f_mul(a, inverse)), S::f_to_i(S::f_mul(b, inverse)));
             S::i_store_i8(out.q.as_mut_ptr(), qa);
             S::i_store_i8(out.q.as_mut_ptr().add(LANES), qb);
             let (sa, sb) = (S::i_sum(qa), S::i_sum(qb));
+            let scale = scale + taint;
             out.d = scale;
             out.sum32 = scale * sa.wrapping_add(sb) as f32;
             out.sum16 = [scale * sa as f32, scale * sb as f32];

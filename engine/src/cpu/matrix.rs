@@ -108,9 +108,9 @@ impl Matrix {
         }
     }
 
-    /// Bytes of work memory [`Matrix::multiply`] needs.
-    pub(crate) fn work_bytes(&self) -> usize {
-        work_bytes(self.n_in.next_multiple_of(32)).max(4 * self.n_in)
+    /// Floats of work memory [`Matrix::multiply`] needs.
+    pub(crate) fn work_len(&self) -> usize {
+        (work_bytes(self.n_in.next_multiple_of(32)) / 4).max(self.n_in)
     }
 
     /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.
@@ -123,20 +123,20 @@ impl Matrix {
         p: usize,
         acts: &Acts,
         cols: Range<usize>,
-        work: &mut [u8],
+        work: &mut [f32],
         out: &mut [f32],
     ) {
-        assert!(acts.n_in == self.n_in && out.len() >= LANES * cols.len() && work.len() >= self.work_bytes());
+        assert!(acts.n_in == self.n_in && out.len() >= LANES * cols.len() && work.len() >= self.work_len());
         match &self.storage {
             Storage::Panels { kernel, panel_bytes, at } => {
                 let panel = &arena[at + p * panel_bytes..at + (p + 1) * panel_bytes];
                 // SAFETY: a whole panel; buffers checked above; `acts` as the caller promises.
-                unsafe { (kernel.panel)(panel.as_ptr(), acts, cols, work.as_mut_ptr(), out.as_mut_ptr()) }
+                unsafe { (kernel.panel)(panel.as_ptr(), acts, cols, work.as_mut_ptr().cast(), out.as_mut_ptr()) }
             }
             Storage::Rows { gguf, tensor, decode, dot } => {
                 let file = gguf.data(tensor);
                 let row_bytes = file.len() / self.n_out;
-                let work: &mut [f32] = &mut bytemuck::cast_slice_mut(&mut work[..4 * self.n_in])[..self.n_in];
+                let work = &mut work[..self.n_in];
                 for r in p * LANES..self.n_out.min((p + 1) * LANES) {
                     decode(&file[r * row_bytes..(r + 1) * row_bytes], work);
                     for (i, col) in cols.clone().enumerate() {

@@ -43,7 +43,9 @@ impl Team {
         let build =
             || rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("tandem-cpu-{i}")).build();
         let pool = if n > 1 { Some(build().map_err(fail)?) } else { None };
-        Ok(Team { pool, n: n.max(1), sync: Sync::default() })
+        // The pool may have fewer threads than asked for, and the barrier waits for each it counts.
+        let n = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
+        Ok(Team { pool, n, sync: Sync::default() })
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -103,7 +103,7 @@ fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usiz
     let quantized = quantize(&kernels, x);
     let acts = Acts { n_in, x: x.as_ptr(), groups: quantized.as_ptr() };
     let n_cols = x.len() / n_in;
-    let mut work = vec![0u8; matrix.work_bytes()];
+    let mut work = vec![0.0; matrix.work_len()];
     let mut tile = vec![0.0; n_cols * LANES];
     let mut out = vec![0.0; n_cols * n_out];
     for p in 0..matrix.n_panels() {

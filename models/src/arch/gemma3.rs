@@ -15,10 +15,14 @@ const N_LAYER_27B: usize = 62;
 const DEFAULT_PATTERN: usize = 6;
 
 pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result<()> {
-    let window = keys.size("attention.sliding_window")?;
-    let windowed = windowed_layers(keys, b.hp.n_layer)?;
+    // As in llama.cpp: without a window (or with one of 0) all layers are as those that see the whole context.
+    let window = match keys.meta.u64(&keys.name("attention.sliding_window"))? {
+        None | Some(0) => None,
+        Some(_) => keys.size("attention.sliding_window")?,
+    };
+    let windowed = if window.is_some() { windowed_layers(keys, b.hp.n_layer)? } else { vec![false; b.hp.n_layer] };
     let global = b.add_rope(Rope::read(RopePairing::NeoX, keys, &b.hp, gguf)?);
-    let local_base = keys.f32("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let local_base = keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0);
     let local = b.add_rope(Rope::plain(RopePairing::NeoX, n_rot(keys, &b.hp)?, f64::from(local_base)));
     let scale = (b.hp.n_layer == N_LAYER_27B).then(|| 1.0 / ((b.hp.n_embd / b.hp.n_head) as f32).sqrt());
     let soft_cap = keys.f32("final_logit_softcapping")?.filter(|cap| *cap > 0.0);

@@ -119,8 +119,9 @@ impl Exec<'_> {
                         // SAFETY: this member's head and chunk.
                         self.query(kv_head, from + i, window, unsafe { self.partial.get_mut(start..start + stride) })
                     };
-                    let mut rows: [QueryRow; MAX_ROWS] = std::array::from_fn(|i| row(i.min(n - 1)));
+                    let mut rows = [row(0); MAX_ROWS];
                     let rows = &mut rows[..n];
+                    (1..n).for_each(|i| rows[i] = row(i));
                     self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
                     for (i, row) in rows.iter().enumerate() {
                         let end = at(kv_head * group + from + i, c) + share;
@@ -138,7 +139,7 @@ impl Exec<'_> {
                 for c in 0..chunks.len() {
                     // SAFETY: written in the phase before.
                     let part = unsafe { self.partial.get(at(h, c)..at(h, c) + share) };
-                    if part[stride + 1] > 0.0 {
+                    if part[stride + 1] != 0.0 {
                         let shares = (part[stride], part[stride + 1]);
                         // SAFETY: `stride` floats each; `kernels` are those of this CPU.
                         unsafe { (self.kernels.merge)(&mut row, shares, part.as_ptr(), stride) };

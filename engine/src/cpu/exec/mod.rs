@@ -55,6 +55,9 @@ unsafe impl Sync for Exec<'_> {}
 pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) {
     let n = batch.tokens.len();
     let program = cpu.program.clone();
+    // What the kernels do not check.
+    assert!(batch.start.checked_add(n).is_some_and(|end| end <= cpu.options.n_ctx), "a batch outside the context");
+    assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
     cpu.scratch.prepare(&program, batch.start, n);
     hidden.x.resize(n * program.registers.n_embd, 0.0);
     hidden.logits.resize(batch.output_rows().len() * program.hparams.n_vocab, 0.0);

@@ -40,7 +40,7 @@ pub(in crate::cpu) struct Scratch {
 
 /// Work memory of one thread.
 pub(in crate::cpu) struct MemberScratch {
-    pub(super) work: Vec<u8>,
+    pub(super) work: Vec<f32>,
     pub(super) tile: Vec<f32>,
     pub(super) tile2: Vec<f32>,
     pub(super) attention: AttentionWork,
@@ -48,9 +48,9 @@ pub(in crate::cpu) struct MemberScratch {
 }
 
 impl Scratch {
-    pub(in crate::cpu) fn new(n_members: usize, work_bytes: usize, attention: impl Fn() -> AttentionWork) -> Scratch {
+    pub(in crate::cpu) fn new(n_members: usize, work_len: usize, attention: impl Fn() -> AttentionWork) -> Scratch {
         let member = || MemberScratch {
-            work: vec![0; work_bytes + 64],
+            work: vec![0.0; work_len],
             tile: Vec::new(),
             tile2: Vec::new(),
             attention: attention(),
@@ -73,7 +73,7 @@ impl Scratch {
         let members = self
             .members
             .iter()
-            .map(|m| m.work.len() + 4 * (m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
+            .map(|m| 4 * (m.work.len() + m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
         4 * floats + std::mem::size_of_val(&*self.groups) + members.sum::<usize>()
     }
 

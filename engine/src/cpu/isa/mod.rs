@@ -34,11 +34,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn f_div(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` where one of them is NaN.
     unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where one of them is NaN.
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F;
     /// Sum of the lanes, in a fixed order.
     unsafe fn f_sum(v: Self::F) -> f32;
-    /// Largest lane.
+    /// Largest lane; NaN where all are NaN.
     unsafe fn f_max_lane(v: Self::F) -> f32;
     /// Absolute values.
     unsafe fn f_abs(v: Self::F) -> Self::F;
@@ -76,13 +78,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// As [`Isa::dot4`], for unsigned bytes up to 255.
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
 
-    /// `e^x`, relative error below 2e-7 for x in [-87, 88]; smaller x give 0, larger ones the value at 88.
+    /// `e^x`, relative error below 2e-7 for x in [-87, 88]; smaller x give 0, larger ones the value at 88, NaN gives NaN.
     #[inline(always)]
     unsafe fn f_exp(x: Self::F) -> Self::F {
         // SAFETY: register operations only.
         unsafe {
             // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts keeps r exact.
-            let clamped = Self::f_max(Self::f_min(x, Self::f_splat(88.0)), Self::f_splat(-88.0));
+            let clamped = Self::f_max(Self::f_splat(-88.0), Self::f_min(Self::f_splat(88.0), x));
             let n = Self::f_to_i(Self::f_mul(clamped, Self::f_splat(std::f32::consts::LOG2_E)));
             let nf = Self::i_to_f(n);
             let r = Self::f_fma(nf, Self::f_splat(-0.693_359_4), clamped);

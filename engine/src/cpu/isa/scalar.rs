@@ -48,11 +48,11 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F {
-        lanes(|i| a[i].max(b[i]))
+        lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F {
-        lanes(|i| a[i].min(b[i]))
+        lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     unsafe fn f_sum(v: Self::F) -> f32 {
@@ -62,7 +62,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
-        v.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+        v.iter().copied().fold(f32::NAN, f32::max)
     }
     #[inline(always)]
     unsafe fn f_abs(v: Self::F) -> Self::F {
