@@ -1,8 +1,11 @@
 //! The thread team: one parallel region per forward pass, whose members walk the steps together.
 //!
 //! Members claim work from a shared cursor, so that a slow core does not hold the others, and meet at a barrier after
-//! each phase. The barrier spins briefly and then yields: a pure spin barrier collapses when another process takes one
-//! of the cores.
+//! each phase.
+//!
+//! What a waiting member should do depends on where the others are. If one that is still missing was last seen on this
+//! very core, it cannot go on until this one yields. Otherwise this one should keep spinning: on a core that another
+//! process wants too, yielding costs a whole time slice of that process, some milliseconds, hundreds of times a token.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,12 +13,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// How long a waiting member spins before it gives up its time slice. Longer than phases are uneven while all members
-/// run: giving up on a core that another process wants costs a whole slice of that process, some milliseconds. When a
-/// member has been waiting for this long, the one it waits for has lost its core, and yielding costs nothing more.
-const SPIN_TIME: Duration = Duration::from_micros(500);
-/// Spins between two looks at the clock.
-const SPINS_PER_LOOK: u32 = 256;
+/// How long a waiting member spins before it yields without a reason known to it.
+const SPIN_TIME: Duration = Duration::from_millis(1);
+/// Spins between two looks at the clock and at the other members.
+const SPINS_PER_LOOK: u32 = 128;
 
 /// A private pool of `n` threads that run one closure together.
 pub(crate) struct Team {
@@ -31,6 +32,32 @@ struct Sync {
     arrived: Padded<AtomicUsize>,
     generation: Padded<AtomicUsize>,
     poisoned: AtomicBool,
+    members: Vec<Padded<Place>>,
+}
+
+/// Where a member was last seen.
+struct Place {
+    /// Its core.
+    core: AtomicUsize,
+    /// How many barriers it has come to.
+    arrivals: AtomicUsize,
+}
+
+impl Default for Place {
+    fn default() -> Place {
+        Place { core: AtomicUsize::new(UNKNOWN_CORE), arrivals: AtomicUsize::new(0) }
+    }
+}
+
+/// The core of a member that has not been seen.
+const UNKNOWN_CORE: usize = usize::MAX;
+
+/// The core this thread runs on, where the system tells.
+fn this_core() -> usize {
+    #[cfg(target_os = "linux")]
+    return rustix::thread::sched_getcpu();
+    #[cfg(not(target_os = "linux"))]
+    UNKNOWN_CORE
 }
 
 #[derive(Default)]
@@ -62,7 +89,11 @@ impl Team {
 
     /// Runs `body` once on every member, in parallel, and returns when all are done.
     pub(crate) fn run(&mut self, body: impl Fn(&Member<'_>) + std::marker::Sync) {
-        self.sync = Sync::default();
+        // Members that have not started yet are taken to be where they were last.
+        let mut members = std::mem::take(&mut self.sync.members);
+        members.resize_with(self.n, Padded::default);
+        members.iter_mut().for_each(|member| *member.0.arrivals.get_mut() = 0);
+        self.sync = Sync { members, ..Sync::default() };
         let sync = &self.sync;
         match &self.pool {
             None => body(&Member { index: 0, n: 1, sync }),
@@ -70,6 +101,7 @@ impl Team {
                 let n = self.n;
                 pool.broadcast(|ctx| {
                     let _guard = PoisonOnPanic(sync);
+                    sync.members[ctx.index()].0.core.store(this_core(), Ordering::Relaxed);
                     body(&Member { index: ctx.index(), n, sync });
                 });
             }
@@ -119,27 +151,47 @@ impl Member<'_> {
 
     /// A phase whose items are about equally long: claimed in many pieces, so that all members end together.
     pub(crate) fn phase_even(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
-        self.phase(n_items, n_items.div_ceil(self.n * 32), body);
+        self.phase(n_items, n_items.div_ceil(self.n * 8), body);
     }
 
     fn barrier(&self) {
         let generation = self.sync.generation.0.load(Ordering::Acquire);
+        let own = &self.sync.members[self.index].0;
+        own.arrivals.store(generation + 1, Ordering::Relaxed);
         if self.sync.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.n {
             self.sync.arrived.0.store(0, Ordering::Relaxed);
             self.sync.cursor.0.store(0, Ordering::Relaxed);
             self.sync.generation.0.store(generation + 1, Ordering::Release);
-            return;
+        } else {
+            self.wait(generation);
         }
+        own.core.store(this_core(), Ordering::Relaxed);
+    }
+
+    /// Waits for the end of a generation.
+    fn wait(&self, generation: usize) {
         let mut spins = 0u32;
         let mut since = None;
         while self.sync.generation.0.load(Ordering::Acquire) == generation {
             spins = spins.wrapping_add(1);
             std::hint::spin_loop();
-            if spins.is_multiple_of(SPINS_PER_LOOK) && since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME {
-                assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
+            if !spins.is_multiple_of(SPINS_PER_LOOK) {
+                continue;
+            }
+            assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
+            let long = since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME;
+            if long || self.blocks_a_missing_member(generation) {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// Whether a member that has not come to this barrier yet was last seen on this member's core.
+    fn blocks_a_missing_member(&self, generation: usize) -> bool {
+        let here = this_core();
+        let missing = |place: &Place| place.arrivals.load(Ordering::Relaxed) <= generation;
+        let mut others = self.sync.members.iter().map(|member| &member.0);
+        here != UNKNOWN_CORE && others.any(|place| missing(place) && place.core.load(Ordering::Relaxed) == here)
     }
 }
 
