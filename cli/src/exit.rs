@@ -122,7 +122,7 @@ fn code_of_engine(error: &tandem_engine::Error) -> u8 {
     use tandem_engine::Error;
     match error {
         Error::Loader(_) | Error::Models(_) => MODEL,
-        Error::OutOfMemory { .. } | Error::Placement(_) => PLACEMENT,
+        Error::OutOfMemory { .. } => PLACEMENT,
         Error::Interrupted => INTERRUPTED,
         Error::ContextFull { .. } | Error::BadToken { .. } | Error::Threads { .. } => FAILURE,
     }

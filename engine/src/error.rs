@@ -46,9 +46,6 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
-    /// The placement asked for cannot be had.
-    #[error("{0}")]
-    Placement(String),
     /// Evaluation was stopped by the caller.
     #[error("interrupted")]
     Interrupted,

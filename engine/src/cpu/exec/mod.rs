@@ -8,7 +8,7 @@ mod scratch;
 
 use std::ops::Range;
 
-use tandem_models::{Activation, Linear, Program, Reg, Step, Vector, WeightId};
+use tandem_models::{Activation, Block, BlockKind, Linear, Program, Reg, Step, Vector, WeightId};
 
 use super::attention::HeadCache;
 use super::isa::LANES;
@@ -85,7 +85,9 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
     cpu.team.run(|member| {
         // SAFETY: each member takes its own scratch.
         let own = unsafe { &mut exec.members.get_mut(member.index..member.index + 1)[0] };
-        for step in program.blocks[blocks.clone()].iter().flat_map(|b| &b.steps) {
+        // Without output rows there is nothing for the head to do.
+        let needed = |block: &&Block| block.kind != BlockKind::Head || !batch.output_rows().is_empty();
+        for step in program.blocks[blocks.clone()].iter().filter(needed).flat_map(|b| &b.steps) {
             exec.step(step, member, own);
         }
     });
