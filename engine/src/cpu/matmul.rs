@@ -37,6 +37,12 @@ pub(crate) struct Acts {
 /// Fewer columns than this go through GEMV one by one: unpacking a panel would cost more than it saves.
 const GEMM_FROM: usize = 3;
 
+/// How far ahead GEMV asks for weights. Decoding takes so many instructions that the processor, by looking ahead itself,
+/// would have too few reads under way to use the memory's bandwidth.
+const PREFETCH: usize = 4096;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
 /// Activations below this are far beyond what f32 sums can tell from 0.
 const TINY: f32 = 1e-30;
 
@@ -100,8 +106,12 @@ unsafe fn gemv<S: Isa, P: Packed>(panel: *const u8, acts: &Acts, col: usize) -> 
         let groups = acts.n_in / GROUP;
         let mut total = S::f_splat(0.0);
         let mut block = panel;
+        let group_bytes = LANES * P::FILE_BYTES * GROUP / P::BLOCK;
         for kb in (0..groups).step_by(P::BLOCK / GROUP) {
             for g in 0..P::BLOCK / GROUP {
+                for line in (0..group_bytes).step_by(CACHE_LINE) {
+                    S::prefetch(block.wrapping_add(g * group_bytes + line + PREFETCH));
+                }
                 let quants = P::quants::<S>(block, g);
                 let scales = P::scale_min::<S>(block, g);
                 total = group::<S, P>(total, &quants, &scales, acts.groups.add(col * groups + kb + g));

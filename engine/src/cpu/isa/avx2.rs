@@ -169,6 +169,10 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
         unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
     }

@@ -65,6 +65,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The low byte of each lane (the lanes hold -128..=127).
     unsafe fn i_store_i8(p: *mut i8, v: Self::I);
 
+    /// Asks for the cache line at any address; does nothing where there is no such instruction.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn b_load(p: *const u8) -> Self::B;
     unsafe fn b_store(p: *mut u8, v: Self::B);
     unsafe fn b_and(a: Self::B, mask: u8) -> Self::B;

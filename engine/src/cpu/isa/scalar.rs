@@ -136,6 +136,8 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
         unsafe { p.cast::<Self::B>().read_unaligned() }
     }
