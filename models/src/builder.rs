@@ -69,6 +69,15 @@ impl<'a> Builder<'a> {
         self.layer_block(l, body, BlockKind::FeedForward(l));
     }
 
+    /// The usual feed-forward half of layer `l`: `X += ffn_down (act(ffn_gate H) * ffn_up H)`, `H = rmsnorm(X)`.
+    pub(crate) fn gated_feed_forward(&mut self, l: usize, act: Activation) {
+        self.feed_forward(l, |b| {
+            b.pre_norm("ffn_norm");
+            b.glu(act);
+            b.ffn_down(Reg::X, true);
+        });
+    }
+
     /// The output head: final norm, then `output.weight` or, where the file ties it, the embedding.
     pub(crate) fn head(&mut self, soft_cap: Option<f32>) {
         self.norm("output_norm", Reg::X, Reg::H, false);
@@ -133,11 +142,6 @@ impl<'a> Builder<'a> {
         let gate = self.linear("ffn_gate", self.hp.n_embd, n_ff);
         let up = self.linear("ffn_up", self.hp.n_embd, n_ff);
         self.steps.push(Step::Glu { gate, up, act });
-    }
-
-    /// `X += ffn_down F`.
-    pub(crate) fn add_ffn_down(&mut self) {
-        self.ffn_down(Reg::X, true);
     }
 
     /// `output = ffn_down F`, or `output += ...`.

@@ -19,11 +19,7 @@ pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result
             b.attend(rope, None, None);
             b.add_attention_output();
         });
-        b.feed_forward(l, |b| {
-            b.pre_norm("ffn_norm");
-            b.glu(Activation::Silu);
-            b.add_ffn_down();
-        });
+        b.gated_feed_forward(l, Activation::Silu);
     }
     b.head(None);
     Ok(())

@@ -1,17 +1,7 @@
 //! Panels of the 32-weight types: f16 scales (and mins) of the 16 rows, then planes of quants.
 
 use super::super::isa::{Isa, LANES};
-use super::{BIT_PLANE, Packed, add_bits, dword, nibbles, put};
-
-/// Bytes of 16 f16.
-const HALF_ROW: usize = 2 * LANES;
-
-/// Copies 2 bytes at `from` of each row to a row of 16 f16.
-fn pack_f16(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
-    for (out, row) in out.as_chunks_mut::<2>().0.iter_mut().zip(rows) {
-        *out = [row[from], row[from + 1]];
-    }
-}
+use super::{BIT_PLANE, HALF_ROW, Packed, add_bits, dword, nibbles, pack_f16, put};
 
 /// Copies 16 bytes of nibbles at `from` of each row: ggml's order is already k-group `v` low, `v + 4` high.
 fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {

@@ -1,10 +1,8 @@
 //! Panels of the K-quants: f16 scales of scales, the packed sub-scales byte by byte, then planes of quants per 32.
 
 use super::super::isa::{Isa, LANES};
-use super::{BIT_PLANE, NIBBLE_PLANE, PAIR_PLANE, Packed, add_bits, dword, nibbles, pairs, put};
+use super::{BIT_PLANE, HALF_ROW, NIBBLE_PLANE, PAIR_PLANE, Packed, add_bits, dword, nibbles, pack_f16, pairs, put};
 
-/// Bytes of 16 f16.
-const HALF_ROW: usize = 2 * LANES;
 /// Groups of 32 in a super-block.
 const GROUPS: usize = 8;
 
@@ -14,13 +12,6 @@ fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8
         for (lane, row) in rows.iter().enumerate() {
             out[i * LANES + lane] = row[from + i];
         }
-    }
-}
-
-/// Copies one f16 at `from` of each row.
-fn pack_f16(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
-    for (out, row) in out.as_chunks_mut::<2>().0.iter_mut().zip(rows) {
-        *out = [row[from], row[from + 1]];
     }
 }
 

@@ -48,6 +48,16 @@ pub(crate) trait Packed: 'static {
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2];
 }
 
+/// Bytes of 16 f16.
+const HALF_ROW: usize = 2 * LANES;
+
+/// Copies the f16 at `from` of each row to a row of 16 f16.
+fn pack_f16(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
+    for (out, row) in out.as_chunks_mut::<2>().0.iter_mut().zip(rows) {
+        *out = [row[from], row[from + 1]];
+    }
+}
+
 /// Writes row `lane`'s dword into vector `v` of a plane.
 #[inline(always)]
 fn put(plane: &mut [u8], v: usize, lane: usize, dword: u32) {
