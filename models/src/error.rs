@@ -17,7 +17,7 @@ pub enum Error {
         /// The supported ones.
         supported: String,
     },
-    /// The architecture is known, but the file asks for something in it that is not implemented.
+    /// The architecture is known, but the file asks for something in it that this version refuses.
     #[error("{what} is not supported yet")]
     Unsupported {
         /// The feature, with the key or tensor that asks for it.
