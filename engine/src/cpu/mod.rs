@@ -106,9 +106,7 @@ impl CpuBackend {
         }
         let work =
             weights.iter().filter_map(|w| if let Some(Loaded::Matrix(m)) = w { Some(m.work_len()) } else { None });
-        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || {
-            AttentionWork::new(hp.head_dim.next_multiple_of(isa::LANES))
-        });
+        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || AttentionWork::new(hp.head_dim));
         Ok(CpuBackend {
             name: format!("CPU ({} threads, {})", team.len(), kernels.name),
             gguf: gguf.clone(),

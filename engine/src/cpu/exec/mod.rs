@@ -229,7 +229,8 @@ impl Exec<'_> {
             let mut first = 0;
             for (linear, reg, add) in targets {
                 let matrix = self.matrix(linear);
-                let panels = claimed.start.saturating_sub(first)..claimed.end.saturating_sub(first).min(matrix.n_panels());
+                let panels =
+                    claimed.start.saturating_sub(first)..claimed.end.saturating_sub(first).min(matrix.n_panels());
                 first += matrix.n_panels();
                 let target = Target { out: self.registers[slot(*reg)], stride: self.width(*reg), add: *add };
                 self.panels(linear, panels, &self.acts(input, matrix.n_in), self.n(), target, own);

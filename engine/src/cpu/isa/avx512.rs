@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Isa;
+use super::{Bf16, Isa};
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy)]
@@ -171,5 +171,43 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn dot4_wide(acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
         unsafe { Self::dot4(acc, w, a) }
+    }
+}
+
+// SAFETY (all methods): the caller's CPU has AVX-512 BF16 too.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Bf16 for Avx512 {
+    #[inline(always)]
+    unsafe fn bf_pack(low: __m512, high: __m512) -> __m512i {
+        unsafe {
+            // The conversion puts one vector after the other: take from each by turns.
+            const ORDER: [u16; 32] = {
+                let mut order = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    order[i] = (i / 2 + i % 2 * 16) as u16;
+                    i += 1;
+                }
+                order
+            };
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_permutexvar_epi16(order, both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf_store(p: *mut u16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+    }
+    #[inline(always)]
+    unsafe fn bf_dot(acc: __m512, v: __m512i, pair: *const u16) -> __m512 {
+        unsafe {
+            let pair = _mm512_set1_epi32(pair.cast::<i32>().read_unaligned());
+            _mm512_dpbf16_ps(
+                acc,
+                std::mem::transmute::<__m512i, __m512bh>(v),
+                std::mem::transmute::<__m512i, __m512bh>(pair),
+            )
+        }
     }
 }

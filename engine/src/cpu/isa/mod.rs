@@ -105,3 +105,17 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         }
     }
 }
+
+/// Products of pairs of bf16, for instruction sets that have them.
+///
+/// # Safety
+/// As for [`Isa`]; the CPU has the bf16 instructions too.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Bf16: Isa {
+    /// Lane `i` becomes `low[i]` and `high[i]`, rounded to nearest, ties to even.
+    unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B;
+    /// Stores 16 rounded numbers.
+    unsafe fn bf_store(p: *mut u16, v: Self::F);
+    /// Adds to each lane the products of its two numbers with the two at `pair`.
+    unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F;
+}

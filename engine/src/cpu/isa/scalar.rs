@@ -175,3 +175,22 @@ impl Isa for Scalar {
         unsafe { Self::dot4(acc, w, a) }
     }
 }
+
+/// The yardstick of the bf16 products: rounded the same, summed in another order.
+// SAFETY: as above.
+#[cfg(test)]
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl super::Bf16 for Scalar {
+    unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B {
+        let bytes = |x: f32| half::bf16::from_f32(x).to_le_bytes();
+        std::array::from_fn(|i| bytes(if i % 4 < 2 { low[i / 4] } else { high[i / 4] })[i % 2])
+    }
+    unsafe fn bf_store(p: *mut u16, v: Self::F) {
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
+    }
+    unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F {
+        let number = |at: usize| half::bf16::from_le_bytes([v[at], v[at + 1]]).to_f32();
+        let [a, b] = unsafe { pair.cast::<[u16; 2]>().read_unaligned() }.map(|x| half::bf16::from_bits(x).to_f32());
+        lanes(|i| acc[i] + number(4 * i) * a + number(4 * i + 2) * b)
+    }
+}
