@@ -37,6 +37,7 @@ pub(crate) struct Kernels {
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
     pub(crate) quantize: unsafe fn(*const f32, &mut [ActGroup]),
+    pub(crate) quantize_twice: unsafe fn(*const f32, &mut [ActGroup], &mut [ActGroup]),
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
@@ -143,6 +144,11 @@ macro_rules! kernels_for {
                 unsafe { matmul::quantize::<$isa>(x, out) }
             }
             $(#[$feature])?
+            unsafe fn quantize_twice(x: *const f32, main: &mut [ActGroup], rest: &mut [ActGroup]) {
+                // SAFETY: see above.
+                unsafe { matmul::quantize_twice::<$isa>(x, main, rest) }
+            }
+            $(#[$feature])?
             unsafe fn dot_f32(a: *const f32, b: *const f32, n: usize) -> f32 {
                 // SAFETY: see above.
                 unsafe { matmul::dot_f32::<$isa>(a, b, n) }
@@ -224,6 +230,7 @@ macro_rules! kernels_for {
                     name: $level.name(),
                     matrix,
                     quantize,
+                    quantize_twice,
                     dot_f32,
                     rms_norm,
                     head_norm,

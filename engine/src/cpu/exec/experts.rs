@@ -11,7 +11,7 @@ use super::super::matmul::Acts;
 use super::super::matrix::Matrix;
 use super::super::team::{Member, Shared};
 use super::scratch::{MemberScratch, slot};
-use super::{Exec, MAX_COLS, write_tile};
+use super::{Exec, column_passes, write_tile};
 
 /// An expert that tokens of the batch chose.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -20,6 +20,14 @@ pub(super) struct Visited {
     expert: usize,
     /// Its part of [`Routing::rows`] and [`Routing::tokens`], from and to.
     columns: (usize, usize),
+}
+
+impl Visited {
+    /// Its columns in parts; see [`column_passes`].
+    fn passes(self, n_in: usize) -> impl Iterator<Item = Range<usize>> {
+        let (from, to) = self.columns;
+        column_passes(to - from, n_in).map(move |part| from + part.start..from + part.end)
+    }
 }
 
 /// Which experts the tokens of a batch go to.
@@ -176,43 +184,47 @@ impl Exec<'_> {
         if gate.wants_quantized() || up.wants_quantized() {
             self.quantize_rows(Reg::H, gate.n_in, 0..self.n(), m);
         }
-        let (visited, n_panels) = (self.visited(), gate.n_panels());
         let acts = Acts { rows: self.routing.tokens.as_ptr(), ..self.acts(Reg::H, gate.n_in) };
-        m.phase_even(visited.len() * n_panels, |items| {
-            for item in items {
-                self.expert_glu_panel((gate, up), act, visited[item / n_panels], item % n_panels, &acts, own);
+        let n_panels = gate.n_panels();
+        m.phase_even(self.visited().len() * n_panels, |claimed| {
+            for i in claimed.start / n_panels..claimed.end.div_ceil(n_panels) {
+                let first = i * n_panels;
+                let panels = claimed.start.max(first) - first..claimed.end.min(first + n_panels) - first;
+                self.expert_glu_panels((gate, up), act, self.visited()[i], panels, &acts, own);
             }
         });
     }
 
-    /// One panel of one expert's hidden.
-    fn expert_glu_panel(
+    /// Some panels of one expert's hidden.
+    fn expert_glu_panels(
         &self,
         (gate, up): (&Matrix, &Matrix),
         act: Activation,
         visited: Visited,
-        p: usize,
+        panels: Range<usize>,
         acts: &Acts,
         own: &mut MemberScratch,
     ) {
-        let (first, n_ff) = (p * LANES, gate.n_out);
-        let n_rows = LANES.min(n_ff - first);
-        let p = visited.expert * gate.n_panels() + p;
-        for part in parts(visited.columns) {
-            // SAFETY: the columns are tokens of the batch, which `acts` covers.
-            unsafe {
-                gate.multiply(self.arena, p, acts, part.clone(), &mut own.work, &mut own.tile);
-                up.multiply(self.arena, p, acts, part.clone(), &mut own.work, &mut own.tile2);
-            }
+        let n_ff = gate.n_out;
+        for cols in visited.passes(gate.n_in) {
             // SAFETY: only read after `route`.
-            let rows = unsafe { self.routing.rows.get(part) };
-            let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact(LANES));
-            for (row, (g, u)) in rows.iter().zip(tiles) {
-                // SAFETY: 16 floats each; this member's panel.
+            let rows = unsafe { self.routing.rows.get(cols.clone()) };
+            for p in panels.clone() {
+                let hidden = p * LANES..n_ff.min((p + 1) * LANES);
+                let p = visited.expert * gate.n_panels() + p;
+                // SAFETY: the columns are tokens of the batch, which `acts` covers.
                 unsafe {
-                    (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
-                    let at = *row as usize * n_ff + first;
-                    write_tile(self.registers[slot(Reg::F)].get_mut(at..at + n_rows), g, false);
+                    gate.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile);
+                    up.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile2);
+                }
+                let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact(LANES));
+                for (row, (g, u)) in rows.iter().zip(tiles) {
+                    // SAFETY: 16 floats each; this member's panel.
+                    unsafe {
+                        (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
+                        let at = *row as usize * n_ff + hidden.start;
+                        write_tile(self.registers[slot(Reg::F)].get_mut(at..at + hidden.len()), g, false);
+                    }
                 }
             }
         }
@@ -234,36 +246,38 @@ impl Exec<'_> {
                 }
             }
             for visited in self.visited() {
-                for p in panels.clone() {
-                    self.expert_down_panel(down, output, *visited, p, &acts, own);
-                }
+                self.expert_down_panels(down, output, *visited, panels.clone(), &acts, own);
             }
         });
     }
 
-    /// Adds one expert's share of 16 outputs.
-    fn expert_down_panel(
+    /// Adds one expert's share to the outputs of some panels.
+    fn expert_down_panels(
         &self,
         down: &Matrix,
         output: Reg,
         visited: Visited,
-        p: usize,
+        panels: Range<usize>,
         acts: &Acts,
         own: &mut MemberScratch,
     ) {
-        let outputs = p * LANES..down.n_out.min((p + 1) * LANES);
-        let p = visited.expert * down.n_panels() + p;
-        for part in parts(visited.columns) {
-            // SAFETY: the columns are rows of F, which `acts` covers; lists and weights are only read after `route`; this
-            // member's panel.
-            unsafe {
-                down.multiply(self.arena, p, acts, part.clone(), &mut own.work, &mut own.tile);
-                for (t, tile) in self.routing.tokens.get(part).iter().zip(own.tile.chunks_exact(LANES)) {
+        for cols in visited.passes(down.n_in) {
+            // SAFETY: only read after `route`.
+            let tokens = unsafe { self.routing.tokens.get(cols.clone()) };
+            for p in panels.clone() {
+                let outputs = p * LANES..down.n_out.min((p + 1) * LANES);
+                let p = visited.expert * down.n_panels() + p;
+                // SAFETY: the columns are rows of F, which `acts` covers.
+                unsafe { down.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
+                for (t, tile) in tokens.iter().zip(own.tile.chunks_exact(LANES)) {
                     let t = *t as usize;
                     let at = t * self.width(Reg::R) + visited.expert;
-                    let weight = self.registers[slot(Reg::R)].get(at..at + 1)[0];
-                    let out = self.output_mut(output, t, outputs.clone());
-                    out.iter_mut().zip(tile).for_each(|(o, y)| *o += weight * y);
+                    // SAFETY: weights are only read after `route`; this member's panel.
+                    unsafe {
+                        let weight = self.registers[slot(Reg::R)].get(at..at + 1)[0];
+                        let out = self.output_mut(output, t, outputs.clone());
+                        out.iter_mut().zip(tile).for_each(|(o, y)| *o += weight * y);
+                    }
                 }
             }
         }
@@ -296,11 +310,6 @@ impl Exec<'_> {
         // SAFETY: as the caller promises.
         unsafe { self.registers[slot(output)].get_mut(at + outputs.start..at + outputs.end) }
     }
-}
-
-/// Cuts columns in parts that the members' tiles have room for.
-fn parts((from, to): (usize, usize)) -> impl Iterator<Item = Range<usize>> {
-    (from..to).step_by(MAX_COLS).map(move |start| start..to.min(start + MAX_COLS))
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(crate) trait Packed: 'static {
     const HALVES: usize;
     /// Whether quants can be above 127.
     const WIDE: bool = false;
+    /// Of a type whose mins are `-OFFSET * scale`, a power of two: products then add them as integers. Otherwise 0.
+    const OFFSET: i32 = 0;
 
     /// Interleaves one block of each of 16 rows. `out` has `16 * FILE_BYTES` bytes.
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]);
