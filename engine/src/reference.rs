@@ -112,34 +112,19 @@ impl Reference {
                 regs.insert(Reg::R, rows.flat_map(|row| route(row, hp.n_expert_used, *normalize)).collect());
             }
             Step::ExpertGlu { gate, up, act } => {
-                let n_embd = self.program.hparams.n_embd;
-                let mut hidden = Vec::new();
-                for (x, weights) in regs[&Reg::H].chunks_exact(n_embd).zip(self.routing(regs)) {
-                    for (e, _) in chosen(weights) {
-                        let (gate, up) = (self.expert(*gate, e, x), self.expert(*up, e, x));
-                        hidden.extend(gate.iter().zip(&up).map(|(g, u)| activate(*act, *g) * u));
-                    }
-                }
-                regs.insert(Reg::F, hidden);
+                let out = self.expert_glu(*gate, *up, *act, regs);
+                regs.insert(Reg::F, out);
             }
             Step::ExpertDown { down, output, add } => {
-                let Weight { n_in, n_out, .. } = *self.program.weight(*down);
-                let mut hidden = regs[&Reg::F].chunks_exact(n_in);
-                let mut sums = vec![0.0f64; tokens.len() * n_out];
-                for (sum, weights) in sums.chunks_exact_mut(n_out).zip(self.routing(regs)) {
-                    for ((e, weight), hidden) in chosen(weights).zip(&mut hidden) {
-                        let y = self.expert(*down, e, hidden);
-                        sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
-                    }
-                }
-                write(regs, *output, sums.iter().map(|y| *y as f32).collect(), *add);
+                let out = self.expert_down(*down, regs);
+                write(regs, *output, out, *add);
             }
             Step::SigmoidGate { weight, n_ff } => {
                 let weight = self.vector(*weight);
                 let gates: Vec<f32> =
                     regs[&Reg::H].chunks_exact(weight.len()).flat_map(|x| product(weight, x)).collect();
-                for (row, gate) in regs.get_mut(&Reg::F).into_iter().flat_map(|f| f.chunks_exact_mut(*n_ff)).zip(gates)
-                {
+                let hidden = regs.get_mut(&Reg::F).into_iter().flat_map(|f| f.chunks_exact_mut(*n_ff));
+                for (row, gate) in hidden.zip(gates) {
                     row.iter_mut().for_each(|x| *x /= 1.0 + (-gate).exp());
                 }
             }
@@ -175,6 +160,34 @@ impl Reference {
         for x in input.chunks_exact(shape.n_in) {
             let bias = |r: usize| linear.bias.map_or(0.0, |b| self.vector(b)[r]);
             out.extend(product(matrix, x).enumerate().map(|(r, y)| y + bias(r)));
+        }
+        out
+    }
+
+    /// For each token, the hidden of the experts it has chosen, one after another.
+    fn expert_glu(&self, gate: WeightId, up: WeightId, act: Activation, regs: &RegisterFile) -> Vec<f32> {
+        let mut out = Vec::new();
+        for (x, weights) in regs[&Reg::H].chunks_exact(self.program.hparams.n_embd).zip(self.routing(regs)) {
+            for (e, _) in chosen(weights) {
+                let (gate, up) = (self.expert(gate, e, x), self.expert(up, e, x));
+                out.extend(gate.iter().zip(&up).map(|(g, u)| activate(act, *g) * u));
+            }
+        }
+        out
+    }
+
+    /// For each token, the weighted sum of what its experts make of their hidden.
+    fn expert_down(&self, down: WeightId, regs: &RegisterFile) -> Vec<f32> {
+        let Weight { n_in, n_out, .. } = *self.program.weight(down);
+        let mut hidden = regs[&Reg::F].chunks_exact(n_in);
+        let mut out = Vec::new();
+        for weights in self.routing(regs) {
+            let mut sum = vec![0.0; n_out];
+            for ((e, weight), hidden) in chosen(weights).zip(&mut hidden) {
+                let y = self.expert(down, e, hidden);
+                sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
+            }
+            out.extend(sum.iter().map(|y| *y as f32));
         }
         out
     }

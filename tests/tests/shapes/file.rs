@@ -166,6 +166,9 @@ impl Shape {
         for (l, (n_expert, _)) in self.experts.into_iter().cycle().take(self.n_ff.len()).enumerate() {
             let router = Shape { types: vec![GgmlType::F32], ..self.clone() };
             router.matrix(&mut file, random, &format!("blk.{l}.ffn_gate_inp"), n_embd, n_expert, 1);
+            if self.biases {
+                file.vector(random, &format!("blk.{l}.ffn_gate_inp.bias"), n_expert, 0.0);
+            }
         }
         file.finish()
     }

@@ -145,7 +145,7 @@ fn check_blocks(shape: &Shape, n_tokens: usize, seed: u64) {
         let Way { isa, precision, kv_type, threads, .. } = way;
         let options = CpuOptions { threads, precision, kv_type, n_ctx: n_tokens, isa: Some(isa) };
         let blocks = 0..program.blocks.len();
-        let mut cpu = CpuBackend::load(&gguf, &program, &[blocks.clone()], options, &mut |_| ()).unwrap();
+        let mut cpu = CpuBackend::load(&gguf, &program, std::slice::from_ref(&blocks), options, &mut |_| ()).unwrap();
         let mut reference = Reference::new(&program, &gguf).unwrap();
         let mut hidden = Hidden::default();
         for block in blocks {

@@ -146,12 +146,18 @@ impl Exec<'_> {
         &all[..n]
     }
 
-    /// Weights and experts of each token, then the tokens of each expert.
+    /// Members claim tokens, for which they compute the logits and choose; then one sorts. The logits of a single token
+    /// are shared out by panels.
     pub(super) fn route(&self, router: &Linear, normalize: bool, m: &Member<'_>, own: &mut MemberScratch) {
         self.quantize(Reg::H, &[router], 0..self.n(), m);
-        self.products(&[(router, Reg::R, false)], Reg::H, m, own);
+        if self.n() == 1 {
+            self.products(&[(router, Reg::R, false)], Reg::H, m, own);
+        }
         let (width, n_used) = (self.width(Reg::R), self.n_used());
         m.phase_even(self.n(), |tokens| {
+            if self.n() > 1 {
+                self.router_logits(router, tokens.clone(), own);
+            }
             for t in tokens {
                 // SAFETY: this member's tokens.
                 unsafe {
@@ -169,6 +175,28 @@ impl Exec<'_> {
                 sort_by_expert(self.routing.chosen.get(all), n_used, visited, rows, tokens);
             }
         });
+    }
+
+    /// All logits of some tokens.
+    fn router_logits(&self, router: &Linear, tokens: Range<usize>, own: &mut MemberScratch) {
+        let (matrix, width) = (self.matrix(router), self.width(Reg::R));
+        let acts = self.acts(Reg::H, matrix.n_in);
+        for cols in column_passes(tokens.len(), matrix.n_in) {
+            let cols = tokens.start + cols.start..tokens.start + cols.end;
+            for p in 0..matrix.n_panels() {
+                let outputs = p * LANES..matrix.n_out.min((p + 1) * LANES);
+                let bias = router.bias.map(|b| &self.vector(b)[outputs.clone()]);
+                // SAFETY: `acts` covers all columns of the batch.
+                unsafe { matrix.multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile) };
+                for (t, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
+                    tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+                    let at = t * width;
+                    // SAFETY: this member's tokens.
+                    let out = unsafe { self.registers[slot(Reg::R)].get_mut(at + outputs.start..at + outputs.end) };
+                    write_tile(out, tile, false);
+                }
+            }
+        }
     }
 
     /// Members claim (expert, panel) pairs.
