@@ -97,11 +97,11 @@ fn quantize(kernels: &Kernels, x: &[f32]) -> Vec<ActGroup> {
 fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usize, x: &[f32]) -> Vec<f32> {
     let kernels = level.kernels();
     let kernel = (kernels.matrix)(ty).unwrap();
-    let matrix = Matrix::packed(kernel, n_in, n_out, file.len(), 0);
+    let matrix = Matrix::packed(kernel, n_in, n_out, 1, file.len() / n_out, 0);
     let mut arena = vec![0u8; file.len() / n_out * n_out.next_multiple_of(LANES)];
     matrix.pack_panels(file, 0..matrix.n_panels(), &mut arena);
     let quantized = quantize(&kernels, x);
-    let acts = Acts { n_in, x: x.as_ptr(), groups: quantized.as_ptr() };
+    let acts = Acts { n_in, x: x.as_ptr(), groups: quantized.as_ptr(), rows: std::ptr::null() };
     let n_cols = x.len() / n_in;
     let mut work = vec![0.0; matrix.work_len()];
     let mut tile = vec![0.0; n_cols * LANES];

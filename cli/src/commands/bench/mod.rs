@@ -129,12 +129,13 @@ impl BenchArgs {
     }
 }
 
-/// Bytes of weights that evaluating one token reads: every matrix and vector, and one row of each table.
+/// Bytes of weights that evaluating one token reads: every matrix and vector, the experts it uses, and one row of each table.
 fn bytes_per_token(gguf: &Arc<Gguf>, program: &Program) -> u64 {
     let bytes = program.weights.iter().filter_map(|weight| {
         let tensor = gguf.tensor(&weight.tensor)?;
         Some(match weight.role {
             WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
+            WeightRole::Experts { n_expert } => tensor.n_bytes() / n_expert * program.hparams.n_expert_used,
             WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
         } as u64)
     });
