@@ -1,6 +1,8 @@
 //! The CPU backend: packed weights, int8 activations, one parallel region per forward pass.
 
 mod attention;
+#[doc(hidden)]
+pub mod bench_support;
 mod buffer;
 mod exec;
 mod isa;
@@ -11,6 +13,7 @@ mod matmul;
 mod matrix;
 mod ops;
 mod pack;
+pub mod roofline;
 mod team;
 #[cfg(test)]
 mod tests;
