@@ -115,7 +115,7 @@ impl IsaLevel {
 
 /// Compiles the generic kernels for one instruction set: thin functions that enable its features around generic bodies.
 macro_rules! kernels_for {
-    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, $(#[$feature:meta])?) => {
+    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, sums $sums:literal, $(#[$feature:meta])?) => {
         mod $module {
             use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
             use super::super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
@@ -123,6 +123,7 @@ macro_rules! kernels_for {
             use super::super::matmul::{self, ActGroup, Acts};
             use super::super::ops;
             use super::super::pack::{self, Packed, PackedFloat};
+            use super::super::sums;
             use super::{Activation, AttendFn, GgmlType, Kernels, KvType, MatrixKernel, Range};
 
             // SAFETY (all functions): the callers' promises are those of the generic bodies; `IsaLevel::kernels` has
@@ -131,6 +132,11 @@ macro_rules! kernels_for {
             unsafe fn panel<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
                 // SAFETY: see above.
                 unsafe { matmul::panel::<$isa, P, $tile>(p, acts, cols, work, out) }
+            }
+            $(#[$feature])?
+            unsafe fn sums<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { sums::panel::<$isa, P, $sums>(p, acts, cols, work, out) }
             }
             $(#[$feature])?
             unsafe fn float<P: PackedFloat>(p: *const u8, acts: &Acts, cols: Range<usize>, _: *mut u8, out: *mut f32) {
@@ -193,6 +199,10 @@ macro_rules! kernels_for {
                 Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> })
             }
 
+            fn ternary<P: Packed>() -> Option<MatrixKernel> {
+                Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: sums::<P> })
+            }
+
             fn plain<P: PackedFloat>() -> Option<MatrixKernel> {
                 Some(MatrixKernel { block: 1, quantized: false, pack: P::pack, panel: float::<P> })
             }
@@ -213,8 +223,21 @@ macro_rules! kernels_for {
                     Q4_K => quantized::<pack::Q4K>(),
                     Q5_K => quantized::<pack::Q5K>(),
                     Q6_K => quantized::<pack::Q6K>(),
-                    IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
-                    TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+                    IQ1_S => quantized::<pack::Iq1S>(),
+                    IQ1_M => quantized::<pack::Iq1M>(),
+                    IQ2_XXS => quantized::<pack::Iq2Xxs>(),
+                    IQ2_XS => quantized::<pack::Iq2Xs>(),
+                    IQ2_S => quantized::<pack::Iq2S>(),
+                    IQ3_XXS => quantized::<pack::Iq3Xxs>(),
+                    IQ3_S => quantized::<pack::Iq3S>(),
+                    IQ4_NL => quantized::<pack::Iq4Nl>(),
+                    IQ4_XS => quantized::<pack::Iq4Xs>(),
+                    MXFP4 => quantized::<pack::Mxfp4>(),
+                    NVFP4 => quantized::<pack::Nvfp4>(),
+                    Q1_0 => quantized::<pack::Q1_0>(),
+                    Q2_0 => quantized::<pack::Q2_0>(),
+                    TQ1_0 => ternary::<pack::Tq1_0>(),
+                    TQ2_0 => ternary::<pack::Tq2_0>(),
                     Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
                 }
             }
@@ -236,9 +259,10 @@ macro_rules! kernels_for {
     };
 }
 
-kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2,);
+kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2, sums 1,);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, #[target_feature(enable = "avx2,fma,f16c")]);
+kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1,
+    #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12,
+kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);

@@ -47,7 +47,7 @@ const CACHE_LINE: usize = 64;
 const TINY: f32 = 1e-30;
 
 /// Bytes of an unpacked group: quants, then scale and min of each half.
-const fn unpacked_bytes(halves: usize) -> usize {
+pub(super) const fn unpacked_bytes(halves: usize) -> usize {
     LANES * GROUP + 2 * halves * LANES * 4
 }
 
@@ -149,8 +149,11 @@ unsafe fn dot<S: Isa, P: Packed>(acc: S::I, w: S::B, a: *const i8) -> S::I {
 }
 
 /// Scales a group's integer sums and adds them.
+///
+/// # Safety
+/// `act` points to a group; the CPU has the instruction set.
 #[inline(always)]
-unsafe fn apply<S: Isa, P: Packed>(
+pub(super) unsafe fn apply<S: Isa, P: Packed>(
     total: S::F,
     acc: [S::I; 2],
     scales: &[(S::F, S::F); 2],
@@ -174,8 +177,11 @@ unsafe fn apply<S: Isa, P: Packed>(
 }
 
 /// Unpacks a whole panel into bytes and f32 scales, to be used by every column of the batch.
+///
+/// # Safety
+/// As for [`panel`].
 #[inline(always)]
-unsafe fn unpack<S: Isa, P: Packed>(panel: *const u8, n_in: usize, work: *mut u8) {
+pub(super) unsafe fn unpack<S: Isa, P: Packed>(panel: *const u8, n_in: usize, work: *mut u8) {
     // SAFETY: as for [`panel`].
     unsafe {
         let mut block = panel;

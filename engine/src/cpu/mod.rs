@@ -11,6 +11,7 @@ mod matmul;
 mod matrix;
 mod ops;
 mod pack;
+mod sums;
 mod team;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,130 @@
+//! Panels of IQ1: f16 scales, then per 32 weights the indices and high bits of the 16 rows.
+//!
+//! The grid's -1, 0, 1 are shifted by an eighth. IQ1_S shifts 32 weights together, which goes into the min. IQ1_M shifts by
+//! 8, finer than the contract's groups: there the shift goes into the quants, which count eighths.
+
+use tandem_loader::quant::{blocks, grids, iq1};
+
+use super::super::isa::{Isa, LANES};
+use super::grid::{both_nibbles, eights};
+use super::k_quants::transpose_bytes;
+use super::{HALF_ROW, Packed, pack_f16};
+
+static GRID: [u32; 2048] = eights(&grids::IQ1);
+
+/// Quants of IQ1_M from a grid code and (fourth bit) the shift's direction: eighths, offset by 9.
+static EIGHTHS: [u8; 16] = [2, 10, 18, 0, 0, 0, 0, 0, 0, 8, 16, 0, 0, 0, 0, 0];
+const EIGHTHS_OFFSET: f32 = 9.0;
+
+/// `[d]`, then per group `[indices 4][high bits, words]`.
+pub(crate) struct Iq1S;
+/// `[d][scales 6]`, then per group `[indices 4][high bits 2]`.
+pub(crate) struct Iq1M;
+
+/// The 48 bits of the scales of IQ1_M in 6 bytes: the 6 bits of group `g < 6` in byte `g`, those of groups 6 and 7 in twos
+/// above them.
+fn scale_bytes(block: &iq1::Iq1M) -> [u8; 6] {
+    let group = |g: usize| block.scale(2 * g) | block.scale(2 * g + 1) << 3;
+    std::array::from_fn(|i| group(i) | (group(6 + i / 3) >> (2 * (i % 3)) & 3) << 6)
+}
+
+// SAFETY (all methods below): offsets stay inside the packed block the caller points to, and indices have as many bits as
+// the table.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Packed for Iq1S {
+    const BLOCK: usize = 256;
+    const FILE_BYTES: usize = 50;
+    const HALVES: usize = 1;
+
+    fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
+        let (d, groups) = out.split_at_mut(HALF_ROW);
+        pack_f16(rows, 0, d);
+        for (g, out) in groups.chunks_exact_mut(6 * LANES).enumerate() {
+            transpose_bytes(rows, 2 + 4 * g, 4, out);
+            pack_f16(rows, 34 + 2 * g, &mut out[4 * LANES..]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        unsafe {
+            let group = block.add(HALF_ROW + 6 * LANES * g);
+            let high = S::i_load_u16(group.add(4 * LANES));
+            let pair = |i: usize| {
+                let high = S::i_shl(S::i_and(S::i_shr(high, 3 * i as u32), 7), 8);
+                let index = S::i_or(S::i_load_u8(group.add(LANES * i)), high);
+                both_nibbles::<S>(S::i_gather(GRID.as_ptr(), index))
+            };
+            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
+            [a, b, c, d, e, f, g, h]
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        unsafe {
+            let high = S::i_load_u16(block.add(HALF_ROW + 6 * LANES * g + 4 * LANES));
+            let sc = S::i_add(S::i_and(S::i_shr(high, 11), 14), S::i_splat(1));
+            let scale = S::f_mul(S::f_load_f16(block.cast()), S::i_to_f(sc));
+            // Codes are offset by 1; the shift is an eighth up, or down.
+            let down = S::i_to_f(S::i_shr(high, 15));
+            let min = S::f_fma(down, S::f_splat(-0.25), S::f_splat(0.125 - 1.0));
+            [(scale, S::f_mul(scale, min)); 2]
+        }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Packed for Iq1M {
+    const BLOCK: usize = 256;
+    const FILE_BYTES: usize = 56;
+    const HALVES: usize = 2;
+
+    fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
+        let (head, groups) = out.split_at_mut(HALF_ROW + 6 * LANES);
+        let (ds, scales) = head.split_at_mut(HALF_ROW);
+        for (lane, row) in rows.iter().enumerate() {
+            let block = &blocks::<iq1::Iq1M>(row)[0];
+            ds[2 * lane..2 * lane + 2].copy_from_slice(&block.d().0);
+            for (i, byte) in scale_bytes(block).into_iter().enumerate() {
+                scales[LANES * i + lane] = byte;
+            }
+        }
+        for (g, out) in groups.chunks_exact_mut(6 * LANES).enumerate() {
+            transpose_bytes(rows, 4 * g, 4, out);
+            transpose_bytes(rows, 32 + 2 * g, 2, &mut out[4 * LANES..]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        unsafe {
+            let group = block.add(HALF_ROW + 6 * LANES + 6 * LANES * g);
+            let pair = |i: usize| {
+                let high = S::i_shr(S::i_load_u8(group.add(LANES * (4 + i / 2))), 4 * (i % 2) as u32);
+                let index = S::i_or(S::i_load_u8(group.add(LANES * i)), S::i_shl(S::i_and(high, 7), 8));
+                // The fourth bit of all nibbles, where the shift is down.
+                let down = S::i_and(S::i_shr(S::i_shl(high, 28), 31), 0x8888_8888_u32 as i32);
+                let entry = S::i_or(S::i_gather(GRID.as_ptr(), index), down);
+                both_nibbles::<S>(entry).map(|nibbles| S::b_lookup(&EIGHTHS, nibbles))
+            };
+            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
+            [a, b, c, d, e, f, g, h]
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        unsafe {
+            let row = |i: usize| S::i_load_u8(block.add(HALF_ROW + LANES * i));
+            let six = if g < 6 {
+                row(g)
+            } else {
+                let two = |i: usize| S::i_shr(row(3 * (g - 6) + i), 6);
+                S::i_or(two(0), S::i_or(S::i_shl(two(1), 2), S::i_shl(two(2), 4)))
+            };
+            let d = S::f_mul(S::f_load_f16(block.cast()), S::f_splat(0.125));
+            let half = |sc: S::I| {
+                let scale = S::f_mul(d, S::i_to_f(S::i_add(S::i_shl(S::i_and(sc, 7), 1), S::i_splat(1))));
+                (scale, S::f_mul(scale, S::f_splat(-EIGHTHS_OFFSET)))
+            };
+            [half(six), half(S::i_shr(six, 3))]
+        }
+    }
+}
