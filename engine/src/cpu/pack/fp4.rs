@@ -16,6 +16,23 @@ pub(crate) struct Mxfp4;
 /// `[d 4][nibbles x 2]`.
 pub(crate) struct Nvfp4;
 
+/// Scale and min from UE4M3 scales, of which half is wanted.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn ue4m3<S: Isa>(bits: S::I) -> (S::F, S::F) {
+    // SAFETY: register operations.
+    unsafe {
+        // 0x7f is NaN and counts as 0. All ones where it is there, else 0.
+        let nan = S::i_shr(S::i_add(S::i_xor(bits, S::i_splat(0x7f)), S::i_splat(-1)), 31);
+        let bits = S::i_add(S::i_and(bits, 0x7f), S::i_and(nan, -0x7f));
+        // Placed at the mantissa's top, the bits are an f32 whose exponent is 120 too small.
+        let scale = S::f_mul(S::i_as_f(S::i_shl(bits, 20)), S::f_splat(f32::from_bits((119 + 127) << 23)));
+        (scale, S::f_mul(scale, S::f_splat(f32::from(-OFFSET))))
+    }
+}
+
 // SAFETY (all methods below): offsets stay inside the packed block the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Mxfp4 {
@@ -73,16 +90,8 @@ impl Packed for Nvfp4 {
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
-            let half = |h: usize| {
-                let bits = S::i_load_u8(block.add(LANES * (2 * g + h)));
-                // 0x7f is NaN and counts as 0. All ones where it is there, else 0.
-                let nan = S::i_shr(S::i_add(S::i_xor(bits, S::i_splat(0x7f)), S::i_splat(-1)), 31);
-                let bits = S::i_add(S::i_and(bits, 0x7f), S::i_and(nan, -0x7f));
-                // Placed at the mantissa's top, the bits are an f32 whose exponent is 120 too small; half of it is wanted.
-                let scale = S::f_mul(S::i_as_f(S::i_shl(bits, 20)), S::f_splat(f32::from_bits((119 + 127) << 23)));
-                (scale, S::f_mul(scale, S::f_splat(f32::from(-OFFSET))))
-            };
-            [half(0), half(1)]
+            let bytes = block.add(2 * LANES * g);
+            [ue4m3::<S>(S::i_load_u8(bytes)), ue4m3::<S>(S::i_load_u8(bytes.add(LANES)))]
         }
     }
 }

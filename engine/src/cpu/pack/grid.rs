@@ -2,6 +2,9 @@
 //!
 //! A grid point is looked up once per 8 (or 4) weights of a row. Its entry has a nibble per weight, placed so that one
 //! mask (and one shift) gives the two vectors: weights 0 to 3 in the low nibbles of the 4 bytes, 4 to 7 in the high ones.
+//!
+//! The types' helpers are functions and not closures: a closure cannot be told to be inlined, and one that is not has none
+//! of the instruction set's features.
 
 use super::super::isa::{Isa, LANES};
 use super::{dword, put};
@@ -110,6 +113,12 @@ pub(super) unsafe fn both_nibbles<S: Isa>(entry: S::I) -> [S::B; 2] {
         let bytes = S::i_as_b(entry);
         [S::b_and(bytes, 15), S::b_and(S::b_shr(bytes, 4), 15)]
     }
+}
+
+/// The vectors of four times 8 weights.
+#[inline(always)]
+pub(super) fn join<B: Copy>([a, b]: [B; 2], [c, d]: [B; 2], [e, f]: [B; 2], [g, h]: [B; 2]) -> [B; 8] {
+    [a, b, c, d, e, f, g, h]
 }
 
 /// Scale `d * (sc + 1/2) * factor` and the min of quants that are offset by `offset`.

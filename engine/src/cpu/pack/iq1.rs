@@ -6,7 +6,7 @@
 use tandem_loader::quant::{blocks, grids, iq1};
 
 use super::super::isa::{Isa, LANES};
-use super::grid::{both_nibbles, eights};
+use super::grid::{both_nibbles, eights, join};
 use super::k_quants::transpose_bytes;
 use super::{HALF_ROW, Packed, pack_f16};
 
@@ -28,8 +28,52 @@ fn scale_bytes(block: &iq1::Iq1M) -> [u8; 6] {
     std::array::from_fn(|i| group(i) | (group(6 + i / 3) >> (2 * (i % 3)) & 3) << 6)
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to, and indices have as many bits as
-// the table.
+/// The `i`-th 8 weights of a group of IQ1_S.
+///
+/// # Safety
+/// `group` points to the group's indices; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_s<S: Isa>(group: *const u8, high: S::I, i: usize) -> [S::B; 2] {
+    // SAFETY: 11 bits of index, as the table has.
+    unsafe {
+        let high = S::i_shl(S::i_and(S::i_shr(high, 3 * i as u32), 7), 8);
+        let index = S::i_or(S::i_load_u8(group.add(LANES * i)), high);
+        both_nibbles::<S>(S::i_gather(GRID.as_ptr(), index))
+    }
+}
+
+/// The `i`-th 8 weights of a group of IQ1_M, in eighths.
+///
+/// # Safety
+/// `group` points to the group's indices and high bits; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_m<S: Isa>(group: *const u8, i: usize) -> [S::B; 2] {
+    // SAFETY: 11 bits of index, as the table has.
+    unsafe {
+        let high = S::i_shr(S::i_load_u8(group.add(LANES * (4 + i / 2))), 4 * (i % 2) as u32);
+        let index = S::i_or(S::i_load_u8(group.add(LANES * i)), S::i_shl(S::i_and(high, 7), 8));
+        // The fourth bit of all nibbles, where the shift is down.
+        let down = S::i_and(S::i_shr(S::i_shl(high, 28), 31), 0x8888_8888_u32 as i32);
+        let [low, high] = both_nibbles::<S>(S::i_or(S::i_gather(GRID.as_ptr(), index), down));
+        [S::b_lookup(&EIGHTHS, low), S::b_lookup(&EIGHTHS, high)]
+    }
+}
+
+/// Scale `d (2 sc + 1)` and min of quants in eighths; sc is the low 3 bits.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn eighths_scale<S: Isa>(d: S::F, sc: S::I) -> (S::F, S::F) {
+    // SAFETY: register operations.
+    unsafe {
+        let sc = S::i_add(S::i_shl(S::i_and(sc, 7), 1), S::i_splat(1));
+        let scale = S::f_mul(d, S::i_to_f(sc));
+        (scale, S::f_mul(scale, S::f_splat(-EIGHTHS_OFFSET)))
+    }
+}
+
+// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq1S {
     const BLOCK: usize = 256;
@@ -49,13 +93,12 @@ impl Packed for Iq1S {
         unsafe {
             let group = block.add(HALF_ROW + 6 * LANES * g);
             let high = S::i_load_u16(group.add(4 * LANES));
-            let pair = |i: usize| {
-                let high = S::i_shl(S::i_and(S::i_shr(high, 3 * i as u32), 7), 8);
-                let index = S::i_or(S::i_load_u8(group.add(LANES * i)), high);
-                both_nibbles::<S>(S::i_gather(GRID.as_ptr(), index))
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(
+                eight_s::<S>(group, high, 0),
+                eight_s::<S>(group, high, 1),
+                eight_s::<S>(group, high, 2),
+                eight_s::<S>(group, high, 3),
+            )
         }
     }
     #[inline(always)]
@@ -97,34 +140,24 @@ impl Packed for Iq1M {
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
         unsafe {
             let group = block.add(HALF_ROW + 6 * LANES + 6 * LANES * g);
-            let pair = |i: usize| {
-                let high = S::i_shr(S::i_load_u8(group.add(LANES * (4 + i / 2))), 4 * (i % 2) as u32);
-                let index = S::i_or(S::i_load_u8(group.add(LANES * i)), S::i_shl(S::i_and(high, 7), 8));
-                // The fourth bit of all nibbles, where the shift is down.
-                let down = S::i_and(S::i_shr(S::i_shl(high, 28), 31), 0x8888_8888_u32 as i32);
-                let entry = S::i_or(S::i_gather(GRID.as_ptr(), index), down);
-                both_nibbles::<S>(entry).map(|nibbles| S::b_lookup(&EIGHTHS, nibbles))
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(eight_m::<S>(group, 0), eight_m::<S>(group, 1), eight_m::<S>(group, 2), eight_m::<S>(group, 3))
         }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
-            let row = |i: usize| S::i_load_u8(block.add(HALF_ROW + LANES * i));
+            let bytes = block.add(HALF_ROW);
             let six = if g < 6 {
-                row(g)
+                S::i_load_u8(bytes.add(LANES * g))
             } else {
-                let two = |i: usize| S::i_shr(row(3 * (g - 6) + i), 6);
-                S::i_or(two(0), S::i_or(S::i_shl(two(1), 2), S::i_shl(two(2), 4)))
+                let bytes = bytes.add(3 * LANES * (g - 6));
+                let first = S::i_shr(S::i_load_u8(bytes), 6);
+                let second = S::i_shl(S::i_shr(S::i_load_u8(bytes.add(LANES)), 6), 2);
+                let third = S::i_shl(S::i_shr(S::i_load_u8(bytes.add(2 * LANES)), 6), 4);
+                S::i_or(first, S::i_or(second, third))
             };
             let d = S::f_mul(S::f_load_f16(block.cast()), S::f_splat(0.125));
-            let half = |sc: S::I| {
-                let scale = S::f_mul(d, S::i_to_f(S::i_add(S::i_shl(S::i_and(sc, 7), 1), S::i_splat(1))));
-                (scale, S::f_mul(scale, S::f_splat(-EIGHTHS_OFFSET)))
-            };
-            [half(six), half(S::i_shr(six, 3))]
+            [eighths_scale::<S>(d, six), eighths_scale::<S>(d, S::i_shr(six, 3))]
         }
     }
 }

@@ -4,7 +4,9 @@ use tandem_loader::quant::grids;
 use tandem_loader::quant::iq2::MAGNITUDES;
 
 use super::super::isa::{Isa, LANES};
-use super::grid::{both_nibbles, eight_signs, eights, half_steps, pack_dwords, parity7, signed_table, spread_signs};
+use super::grid::{
+    both_nibbles, eight_signs, eights, half_steps, join, pack_dwords, parity7, signed_table, spread_signs,
+};
 use super::k_quants::transpose_bytes;
 use super::{HALF_ROW, Packed, pack_f16};
 
@@ -30,8 +32,48 @@ pub(crate) struct Iq2S;
 unsafe fn eight<S: Isa>(table: *const u32, index: S::I, signs: S::I) -> [S::B; 2] {
     // SAFETY: as the caller promises.
     unsafe {
-        let entry = S::i_or(S::i_gather(table, index), spread_signs::<S>(signs));
-        both_nibbles::<S>(entry).map(|nibbles| S::b_lookup(&QUANTS, nibbles))
+        let [low, high] = both_nibbles::<S>(S::i_or(S::i_gather(table, index), spread_signs::<S>(signs)));
+        [S::b_lookup(&QUANTS, low), S::b_lookup(&QUANTS, high)]
+    }
+}
+
+/// The `i`-th 8 weights of a group of IQ2_XXS.
+///
+/// # Safety
+/// `group` points to the group's indices; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_xxs<S: Isa>(group: *const u8, bits: S::I, parity: S::I, i: usize) -> [S::B; 2] {
+    // SAFETY: 8 bits of index, as the table has.
+    unsafe {
+        let signs = eight_signs::<S>(bits, parity, 7 * i as u32);
+        eight::<S>(GRID_XXS.as_ptr(), S::i_load_u8(group.add(LANES * i)), signs)
+    }
+}
+
+/// 8 weights of IQ2_XS from the 16 bits at bit `at`.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_xs<S: Isa>(bits: S::I, parity: S::I, at: u32) -> [S::B; 2] {
+    // SAFETY: 9 bits of index, as the table has.
+    unsafe {
+        let index = S::i_and(S::i_shr(bits, at), 511);
+        eight::<S>(GRID_XS.as_ptr(), index, eight_signs::<S>(bits, parity, at + 9))
+    }
+}
+
+/// The `i`-th 8 weights of a group of IQ2_S.
+///
+/// # Safety
+/// `group` points to the group's indices; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_s<S: Isa>(group: *const u8, signs: S::I, high: S::I, i: usize) -> [S::B; 2] {
+    // SAFETY: 10 bits of index, as the table has.
+    unsafe {
+        let high = S::i_shl(S::i_and(S::i_shr(high, 2 * i as u32), 3), 8);
+        let index = S::i_or(S::i_load_u8(group.add(LANES * i)), high);
+        eight::<S>(GRID_S.as_ptr(), index, S::i_and(S::i_shr(signs, 8 * i as u32), 255))
     }
 }
 
@@ -48,8 +90,7 @@ unsafe fn scale_nibbles<S: Isa>(d: *const u8, scales: *const u8) -> [(S::F, S::F
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to, and indices have as many bits as
-// their table.
+// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq2Xxs {
     const BLOCK: usize = 256;
@@ -70,12 +111,12 @@ impl Packed for Iq2Xxs {
             let group = block.add(HALF_ROW + 8 * LANES * g);
             let bits = S::i_load(group.add(4 * LANES));
             let parity = parity7::<S>(bits);
-            let pair = |i: usize| {
-                let signs = eight_signs::<S>(bits, parity, 7 * i as u32);
-                eight::<S>(GRID_XXS.as_ptr(), S::i_load_u8(group.add(LANES * i)), signs)
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(
+                eight_xxs::<S>(group, bits, parity, 0),
+                eight_xxs::<S>(group, bits, parity, 1),
+                eight_xxs::<S>(group, bits, parity, 2),
+                eight_xxs::<S>(group, bits, parity, 3),
+            )
         }
     }
     #[inline(always)]
@@ -105,15 +146,14 @@ impl Packed for Iq2Xs {
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
         unsafe {
             let group = block.add(HALF_ROW + 9 * LANES * g);
-            let four = |i: usize| {
-                let bits = S::i_load(group.add(4 * LANES * i));
-                let parity = parity7::<S>(bits);
-                let low = eight::<S>(GRID_XS.as_ptr(), S::i_and(bits, 511), eight_signs::<S>(bits, parity, 9));
-                let index = S::i_and(S::i_shr(bits, 16), 511);
-                (low, eight::<S>(GRID_XS.as_ptr(), index, eight_signs::<S>(bits, parity, 25)))
-            };
-            let (([a, b], [c, d]), ([e, f], [g, h])) = (four(0), four(1));
-            [a, b, c, d, e, f, g, h]
+            let (first, second) = (S::i_load(group), S::i_load(group.add(4 * LANES)));
+            let (parity1, parity2) = (parity7::<S>(first), parity7::<S>(second));
+            join(
+                eight_xs::<S>(first, parity1, 0),
+                eight_xs::<S>(first, parity1, 16),
+                eight_xs::<S>(second, parity2, 0),
+                eight_xs::<S>(second, parity2, 16),
+            )
         }
     }
     #[inline(always)]
@@ -144,13 +184,12 @@ impl Packed for Iq2S {
             let group = block.add(HALF_ROW + 10 * LANES * g);
             let signs = S::i_load(group.add(4 * LANES));
             let high = S::i_load_u8(group.add(8 * LANES));
-            let pair = |i: usize| {
-                let high = S::i_shl(S::i_and(S::i_shr(high, 2 * i as u32), 3), 8);
-                let index = S::i_or(S::i_load_u8(group.add(LANES * i)), high);
-                eight::<S>(GRID_S.as_ptr(), index, S::i_and(S::i_shr(signs, 8 * i as u32), 255))
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(
+                eight_s::<S>(group, signs, high, 0),
+                eight_s::<S>(group, signs, high, 1),
+                eight_s::<S>(group, signs, high, 2),
+                eight_s::<S>(group, signs, high, 3),
+            )
         }
     }
     #[inline(always)]

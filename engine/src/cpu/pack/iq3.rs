@@ -4,7 +4,7 @@ use tandem_loader::quant::grids;
 use tandem_loader::quant::iq3::{MAGNITUDES_S, MAGNITUDES_XXS};
 
 use super::super::isa::{Isa, LANES};
-use super::grid::{eight_signs, fours, half_steps, pack_dwords, parity7, signed_table, spread_signs};
+use super::grid::{eight_signs, fours, half_steps, join, pack_dwords, parity7, signed_table, spread_signs};
 use super::k_quants::transpose_bytes;
 use super::{HALF_ROW, Packed, pack_f16};
 
@@ -30,16 +30,44 @@ unsafe fn eight<S: Isa>(entries: [S::I; 2], signs: S::I, quants: &[u8; 16]) -> [
     // SAFETY: register operations.
     unsafe {
         let signs = S::i_as_b(spread_signs::<S>(signs));
-        let [low, high] = entries.map(|entry| S::i_as_b(entry));
         [
-            S::b_lookup(quants, S::b_or(low, S::b_and(signs, 8))),
-            S::b_lookup(quants, S::b_or(high, S::b_and(S::b_shr(signs, 4), 8))),
+            S::b_lookup(quants, S::b_or(S::i_as_b(entries[0]), S::b_and(signs, 8))),
+            S::b_lookup(quants, S::b_or(S::i_as_b(entries[1]), S::b_and(S::b_shr(signs, 4), 8))),
         ]
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to, and indices have as many bits as
-// their table.
+/// The `i`-th 8 weights of a group of IQ3_XXS.
+///
+/// # Safety
+/// `group` points to the group's indices; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_xxs<S: Isa>(group: *const u8, bits: S::I, parity: S::I, i: usize) -> [S::B; 2] {
+    // SAFETY: 8 bits of index, as the table has.
+    unsafe {
+        let first = S::i_gather(GRID_XXS.as_ptr(), S::i_load_u8(group.add(2 * LANES * i)));
+        let second = S::i_gather(GRID_XXS.as_ptr(), S::i_load_u8(group.add(2 * LANES * i + LANES)));
+        eight::<S>([first, second], eight_signs::<S>(bits, parity, 7 * i as u32), &QUANTS_XXS)
+    }
+}
+
+/// The `i`-th 8 weights of a group of IQ3_S.
+///
+/// # Safety
+/// `group` points to the group's indices; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn eight_s<S: Isa>(group: *const u8, signs: S::I, ninth: S::I, i: usize) -> [S::B; 2] {
+    // SAFETY: 9 bits of index, as the table has.
+    unsafe {
+        let high = (S::i_and(S::i_shl(ninth, 8 - 2 * i as u32), 256), S::i_and(S::i_shl(ninth, 7 - 2 * i as u32), 256));
+        let first = S::i_or(S::i_load_u8(group.add(2 * LANES * i)), high.0);
+        let second = S::i_or(S::i_load_u8(group.add(2 * LANES * i + LANES)), high.1);
+        let entries = [S::i_gather(GRID_S.as_ptr(), first), S::i_gather(GRID_S.as_ptr(), second)];
+        eight::<S>(entries, S::i_and(S::i_shr(signs, 8 * i as u32), 255), &QUANTS_S)
+    }
+}
+
+// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq3Xxs {
     const BLOCK: usize = 256;
@@ -60,13 +88,12 @@ impl Packed for Iq3Xxs {
             let group = block.add(HALF_ROW + 12 * LANES * g);
             let bits = S::i_load(group.add(8 * LANES));
             let parity = parity7::<S>(bits);
-            let entry = |i: usize| S::i_gather(GRID_XXS.as_ptr(), S::i_load_u8(group.add(LANES * i)));
-            let pair = |i: usize| {
-                let signs = eight_signs::<S>(bits, parity, 7 * i as u32);
-                eight::<S>([entry(2 * i), entry(2 * i + 1)], signs, &QUANTS_XXS)
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(
+                eight_xxs::<S>(group, bits, parity, 0),
+                eight_xxs::<S>(group, bits, parity, 1),
+                eight_xxs::<S>(group, bits, parity, 2),
+                eight_xxs::<S>(group, bits, parity, 3),
+            )
         }
     }
     #[inline(always)]
@@ -100,16 +127,12 @@ impl Packed for Iq3S {
             let group = block.add(HALF_ROW + 4 * LANES + 13 * LANES * g);
             let signs = S::i_load(group.add(8 * LANES));
             let ninth = S::i_load_u8(group.add(12 * LANES));
-            let entry = |i: usize| {
-                let high = S::i_and(S::i_shl(ninth, 8 - i as u32), 256);
-                S::i_gather(GRID_S.as_ptr(), S::i_or(S::i_load_u8(group.add(LANES * i)), high))
-            };
-            let pair = |i: usize| {
-                let signs = S::i_and(S::i_shr(signs, 8 * i as u32), 255);
-                eight::<S>([entry(2 * i), entry(2 * i + 1)], signs, &QUANTS_S)
-            };
-            let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(1), pair(2), pair(3));
-            [a, b, c, d, e, f, g, h]
+            join(
+                eight_s::<S>(group, signs, ninth, 0),
+                eight_s::<S>(group, signs, ninth, 1),
+                eight_s::<S>(group, signs, ninth, 2),
+                eight_s::<S>(group, signs, ninth, 3),
+            )
         }
     }
     #[inline(always)]
