@@ -37,6 +37,7 @@ pub(crate) struct Kernels {
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
     pub(crate) quantize: unsafe fn(*const f32, &mut [ActGroup]),
+    pub(crate) quantize_twice: unsafe fn(*const f32, &mut [ActGroup], &mut [ActGroup]),
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
@@ -123,7 +124,6 @@ macro_rules! kernels_for {
             use super::super::matmul::{self, ActGroup, Acts};
             use super::super::ops;
             use super::super::pack::{self, Packed, PackedFloat};
-            use super::super::sums;
             use super::{Activation, AttendFn, GgmlType, Kernels, KvType, MatrixKernel, Range};
 
             // SAFETY (all functions): the callers' promises are those of the generic bodies; `IsaLevel::kernels` has
@@ -136,7 +136,7 @@ macro_rules! kernels_for {
             $(#[$feature])?
             unsafe fn sums<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
                 // SAFETY: see above.
-                unsafe { sums::panel::<$isa, P, $sums>(p, acts, cols, work, out) }
+                unsafe { matmul::panel::<$isa, P, $sums>(p, acts, cols, work, out) }
             }
             $(#[$feature])?
             unsafe fn float<P: PackedFloat>(p: *const u8, acts: &Acts, cols: Range<usize>, _: *mut u8, out: *mut f32) {
@@ -147,6 +147,11 @@ macro_rules! kernels_for {
             unsafe fn quantize(x: *const f32, out: &mut [ActGroup]) {
                 // SAFETY: see above.
                 unsafe { matmul::quantize::<$isa>(x, out) }
+            }
+            $(#[$feature])?
+            unsafe fn quantize_twice(x: *const f32, main: &mut [ActGroup], rest: &mut [ActGroup]) {
+                // SAFETY: see above.
+                unsafe { matmul::quantize_twice::<$isa>(x, main, rest) }
             }
             $(#[$feature])?
             unsafe fn dot_f32(a: *const f32, b: *const f32, n: usize) -> f32 {
@@ -247,6 +252,7 @@ macro_rules! kernels_for {
                     name: $level.name(),
                     matrix,
                     quantize,
+                    quantize_twice,
                     dot_f32,
                     rms_norm,
                     head_norm,

@@ -8,7 +8,7 @@ use tandem_loader::{Gguf, TensorInfo, quant};
 
 use super::isa::LANES;
 use super::kernels::{Kernels, MatrixKernel};
-use super::matmul::{Acts, work_bytes};
+use super::matmul::{Acts, WORK_BYTES};
 use crate::error::Result;
 
 /// Matrices begin at multiples of this in the arena: a cache line.
@@ -110,7 +110,7 @@ impl Matrix {
 
     /// Floats of work memory [`Matrix::multiply`] needs.
     pub(crate) fn work_len(&self) -> usize {
-        (work_bytes(self.n_in.next_multiple_of(32)) / 4).max(self.n_in)
+        self.n_in.max(WORK_BYTES / 4)
     }
 
     /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.

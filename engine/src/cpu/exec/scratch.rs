@@ -84,7 +84,8 @@ impl Scratch {
         for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
             grow(&mut self.registers[slot(reg)], n * regs.width(reg));
         }
-        let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
+        // The head quantizes its input to twice as many columns.
+        let widest = (2 * regs.n_embd).max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
         self.groups.resize((n * widest / GROUP).max(self.groups.len()), ActGroup::default());
         self.angles.resize_with(program.ropes.len(), Default::default);
         for (rope, (cos, sin)) in program.ropes.iter().zip(&mut self.angles) {
@@ -103,7 +104,7 @@ impl Scratch {
             grow(&mut self.partial, hp.n_head * n_chunks * (stride + 2));
         }
         for member in &mut self.members {
-            grow(&mut member.tile, n.min(MAX_COLS) * LANES);
+            grow(&mut member.tile, (2 * n).min(MAX_COLS) * LANES);
             grow(&mut member.tile2, n.min(MAX_COLS) * LANES);
             grow(&mut member.mix, MAX_ROWS * stride);
         }

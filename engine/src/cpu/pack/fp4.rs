@@ -7,8 +7,8 @@ use super::block32::pack_nibbles;
 use super::k_quants::transpose_bytes;
 use super::{NIBBLE_PLANE, Packed, dword, looked_up, nibbles, offset_table, put};
 
-/// What makes all values unsigned.
-const OFFSET: i8 = 12;
+/// Makes all values unsigned.
+const OFFSET: i32 = 16;
 static TABLE: [u8; 16] = offset_table(VALUES, OFFSET);
 
 /// `[e][nibbles]`.
@@ -29,7 +29,7 @@ unsafe fn ue4m3<S: Isa>(bits: S::I) -> (S::F, S::F) {
         let bits = S::i_add(S::i_and(bits, 0x7f), S::i_and(nan, -0x7f));
         // Placed at the mantissa's top, the bits are an f32 whose exponent is 120 too small.
         let scale = S::f_mul(S::i_as_f(S::i_shl(bits, 20)), S::f_splat(f32::from_bits((119 + 127) << 23)));
-        (scale, S::f_mul(scale, S::f_splat(f32::from(-OFFSET))))
+        (scale, S::f_mul(scale, S::f_splat(-OFFSET as f32)))
     }
 }
 
@@ -39,6 +39,7 @@ impl Packed for Mxfp4 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 17;
     const HALVES: usize = 1;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (scales, quants) = out.split_at_mut(LANES);
@@ -57,7 +58,7 @@ impl Packed for Mxfp4 {
             let (half, other_half) = (S::i_shr(e, 1), S::i_shr(S::i_add(e, S::i_splat(1)), 1));
             let power = |n: S::I| S::i_as_f(S::i_shl(S::i_add(n, S::i_splat(127 - 64)), 23));
             let scale = S::f_mul(power(half), power(other_half));
-            [(scale, S::f_mul(scale, S::f_splat(f32::from(-OFFSET)))); 2]
+            [(scale, S::f_mul(scale, S::f_splat(-OFFSET as f32))); 2]
         }
     }
 }
@@ -67,6 +68,7 @@ impl Packed for Nvfp4 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 36;
     const HALVES: usize = 2;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (scales, quants) = out.split_at_mut(4 * LANES);

@@ -41,12 +41,12 @@ pub(super) const fn fours<const N: usize>(grid: &[u16; N]) -> [u32; N] {
 }
 
 /// From a nibble (3 bits that count through the magnitudes, then the sign) to a quant: `offset` plus the signed magnitude.
-pub(super) const fn signed_table<const N: usize>(magnitudes: [u8; N], offset: u8) -> [u8; 16] {
+pub(super) const fn signed_table<const N: usize>(magnitudes: [u8; N], offset: i32) -> [u8; 16] {
     let mut table = [0; 16];
     let mut i = 0;
     while i < N {
-        table[i] = offset + magnitudes[i];
-        table[8 + i] = offset - magnitudes[i];
+        table[i] = (offset + magnitudes[i] as i32) as u8;
+        table[8 + i] = (offset - magnitudes[i] as i32) as u8;
         i += 1;
     }
     table
@@ -126,13 +126,13 @@ pub(super) fn join<B: Copy>([a, b]: [B; 2], [c, d]: [B; 2], [e, f]: [B; 2], [g, 
 /// # Safety
 /// `d` points to 16 f16; the CPU has the instruction set.
 #[inline(always)]
-pub(super) unsafe fn half_steps<S: Isa>(d: *const u8, sc: S::I, factor: f32, offset: u8) -> (S::F, S::F) {
+pub(super) unsafe fn half_steps<S: Isa>(d: *const u8, sc: S::I, factor: f32, offset: i32) -> (S::F, S::F) {
     // SAFETY: 16 f16, as the caller promises.
     unsafe {
         // Exact: sc has few bits and the factor is a power of 2.
         let sc = S::f_fma(S::i_to_f(sc), S::f_splat(factor), S::f_splat(0.5 * factor));
         let scale = S::f_mul(S::f_load_f16(d.cast()), sc);
-        (scale, S::f_mul(scale, S::f_splat(-f32::from(offset))))
+        (scale, S::f_mul(scale, S::f_splat(-offset as f32)))
     }
 }
 

@@ -12,9 +12,9 @@ use super::{HALF_ROW, Packed, pack_f16};
 
 static GRID: [u32; 2048] = eights(&grids::IQ1);
 
-/// Quants of IQ1_M from a grid code and (fourth bit) the shift's direction: eighths, offset by 9.
-static EIGHTHS: [u8; 16] = [2, 10, 18, 0, 0, 0, 0, 0, 0, 8, 16, 0, 0, 0, 0, 0];
-const EIGHTHS_OFFSET: f32 = 9.0;
+/// Quants of IQ1_M from a grid code and (fourth bit) the shift's direction: eighths, offset by 16.
+static EIGHTHS: [u8; 16] = [9, 17, 25, 0, 0, 0, 0, 0, 7, 15, 23, 0, 0, 0, 0, 0];
+const EIGHTHS_OFFSET: i32 = 16;
 
 /// `[d]`, then per group `[indices 4][high bits, words]`.
 pub(crate) struct Iq1S;
@@ -69,7 +69,7 @@ unsafe fn eighths_scale<S: Isa>(d: S::F, sc: S::I) -> (S::F, S::F) {
     unsafe {
         let sc = S::i_add(S::i_shl(S::i_and(sc, 7), 1), S::i_splat(1));
         let scale = S::f_mul(d, S::i_to_f(sc));
-        (scale, S::f_mul(scale, S::f_splat(-EIGHTHS_OFFSET)))
+        (scale, S::f_mul(scale, S::f_splat(-EIGHTHS_OFFSET as f32)))
     }
 }
 
@@ -120,6 +120,7 @@ impl Packed for Iq1M {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 56;
     const HALVES: usize = 2;
+    const OFFSET: i32 = EIGHTHS_OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, groups) = out.split_at_mut(HALF_ROW + 6 * LANES);

@@ -14,7 +14,8 @@ static GRID_XXS: [u32; 256] = eights(&grids::IQ2_XXS);
 static GRID_XS: [u32; 512] = eights(&grids::IQ2_XS);
 static GRID_S: [u32; 1024] = eights(&grids::IQ2_S);
 
-const OFFSET: u8 = MAGNITUDES[2];
+/// Above every magnitude.
+const OFFSET: i32 = 64;
 static QUANTS: [u8; 16] = signed_table(MAGNITUDES, OFFSET);
 
 /// `[d]`, then per group `[indices 4][signs and scale, dwords]`.
@@ -96,6 +97,7 @@ impl Packed for Iq2Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
     const HALVES: usize = 1;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -133,6 +135,7 @@ impl Packed for Iq2Xs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 74;
     const HALVES: usize = 2;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -167,6 +170,7 @@ impl Packed for Iq2S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 82;
     const HALVES: usize = 2;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);

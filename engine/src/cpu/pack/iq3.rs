@@ -11,8 +11,9 @@ use super::{HALF_ROW, Packed, pack_f16};
 static GRID_XXS: [u32; 256] = fours(&grids::IQ3_XXS);
 static GRID_S: [u32; 512] = fours(&grids::IQ3_S);
 
-const OFFSET_XXS: u8 = MAGNITUDES_XXS[7];
-const OFFSET_S: u8 = MAGNITUDES_S[7];
+/// Above every magnitude.
+const OFFSET_XXS: i32 = 64;
+const OFFSET_S: i32 = 16;
 static QUANTS_XXS: [u8; 16] = signed_table(MAGNITUDES_XXS, OFFSET_XXS);
 static QUANTS_S: [u8; 16] = signed_table(MAGNITUDES_S, OFFSET_S);
 
@@ -73,6 +74,7 @@ impl Packed for Iq3Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 98;
     const HALVES: usize = 1;
+    const OFFSET: i32 = OFFSET_XXS;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -110,6 +112,7 @@ impl Packed for Iq3S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
     const HALVES: usize = 1;
+    const OFFSET: i32 = OFFSET_S;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, groups) = out.split_at_mut(HALF_ROW + 4 * LANES);

@@ -7,8 +7,8 @@ use super::block32::{pack_nibbles, symmetric};
 use super::k_quants::transpose_bytes;
 use super::{HALF_ROW, NIBBLE_PLANE, Packed, looked_up, nibbles, offset_table, pack_f16};
 
-/// What makes all values unsigned.
-const OFFSET: i8 = 127;
+/// Makes all values unsigned.
+const OFFSET: i32 = 128;
 static TABLE: [u8; 16] = offset_table(VALUES, OFFSET);
 
 /// `[d][nibbles]`.
@@ -23,6 +23,7 @@ impl Packed for Iq4Nl {
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
     const WIDE: bool = true;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -35,7 +36,7 @@ impl Packed for Iq4Nl {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, f32::from(OFFSET)) }
+        unsafe { symmetric::<S>(block, OFFSET as f32) }
     }
 }
 
@@ -45,6 +46,7 @@ impl Packed for Iq4Xs {
     const FILE_BYTES: usize = 136;
     const HALVES: usize = 1;
     const WIDE: bool = true;
+    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 6 * LANES);
@@ -66,7 +68,7 @@ impl Packed for Iq4Xs {
             let high = S::i_and(S::i_shr(row(g / 4), 2 * (g % 4) as u32), 3);
             let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
             let scale = S::f_mul(S::f_load_f16(block.cast()), S::i_to_f(sc));
-            [(scale, S::f_mul(scale, S::f_splat(f32::from(-OFFSET)))); 2]
+            [(scale, S::f_mul(scale, S::f_splat(-OFFSET as f32))); 2]
         }
     }
 }

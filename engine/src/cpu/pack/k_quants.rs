@@ -119,6 +119,7 @@ impl Packed for Q3K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
     const HALVES: usize = 2;
+    const OFFSET: i32 = 4;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 12 * LANES);
@@ -147,7 +148,7 @@ impl Packed for Q3K {
                 let high = S::i_and(S::i_shr(row(8 + j % 4), 2 * (j / 4) as u32), 3);
                 let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
                 let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-4.0)))
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
             };
             [half(0), half(1)]
         }
@@ -213,6 +214,7 @@ impl Packed for Q6K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 210;
     const HALVES: usize = 2;
+    const OFFSET: i32 = 32;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 16 * LANES);
@@ -251,7 +253,7 @@ impl Packed for Q6K {
             let half = |h: usize| {
                 let sc = S::i_load_i8(block.add(HALF_ROW + LANES * (2 * g + h)).cast());
                 let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-32.0)))
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
             };
             [half(0), half(1)]
         }

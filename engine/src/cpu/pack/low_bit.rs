@@ -2,9 +2,9 @@
 
 use super::super::isa::{Isa, LANES};
 use super::block32::{pack_fifth_bits, symmetric};
-use super::{BIT_PLANE, HALF_ROW, PAIR_PLANE, Packed, pack_f16, pairs, put};
+use super::{BIT_PLANE, HALF_ROW, PAIR_PLANE, Packed, add_bits, pack_f16, pairs, put};
 
-/// `[d][bits x 4]`; `w = 2 d q - d`.
+/// `[d][bits x 4]`, quants 0 and 2, offset 1.
 pub(crate) struct Q1_0;
 /// `[d][pairs x 2]`, offset 1.
 pub(crate) struct Q2_0;
@@ -15,6 +15,7 @@ impl Packed for Q1_0 {
     const BLOCK: usize = 128;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 1;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, bits) = out.split_at_mut(HALF_ROW);
@@ -26,16 +27,13 @@ impl Packed for Q1_0 {
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
         unsafe {
-            let bits = S::b_load(block.add(HALF_ROW + BIT_PLANE * g));
-            std::array::from_fn(|j| S::b_and(S::b_shr(bits, j as u32), 1))
+            let zero = S::i_as_b(S::i_splat(0));
+            add_bits::<S, 1>([zero; 8], block.add(HALF_ROW + BIT_PLANE * g))
         }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe {
-            let d = S::f_load_f16(block.cast());
-            [(S::f_add(d, d), S::f_mul(d, S::f_splat(-1.0))); 2]
-        }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
 
@@ -44,6 +42,7 @@ impl Packed for Q2_0 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 1;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -65,7 +64,7 @@ impl Packed for Q2_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 1.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
 

@@ -46,7 +46,10 @@ pub(crate) trait Packed: 'static {
     const HALVES: usize;
     /// Whether quants can be above 127.
     const WIDE: bool = false;
-    /// Whether vectors of quants hold 8 rows of 8 consecutive k, as [`super::sums`] wants them, and not 16 rows of 4.
+    /// Of a type whose mins are `-OFFSET * scale`, a power of two: products then add them as integers. Otherwise 0.
+    const OFFSET: i32 = 0;
+    /// Whether products are sums of selected activations ([`super::sums`]). Vectors of quants then hold 8 rows of 8
+    /// consecutive k, and not 16 rows of 4; quants are below 4, `HALVES` and `OFFSET` are 1.
     const OCTETS: bool = false;
 
     /// Interleaves one block of each of 16 rows. `out` has `16 * FILE_BYTES` bytes.
@@ -173,12 +176,12 @@ unsafe fn pairs<S: Isa>(plane: *const u8) -> [S::B; 8] {
     }
 }
 
-/// The quants of codebook types: quants `q` are unsigned, so values are offset.
-const fn offset_table(values: [i8; 16], offset: i8) -> [u8; 16] {
+/// The values of a codebook as quants, which are unsigned.
+const fn offset_table(values: [i8; 16], offset: i32) -> [u8; 16] {
     let mut table = [0; 16];
     let mut i = 0;
     while i < 16 {
-        table[i] = (values[i] as i16 + offset as i16) as u8;
+        table[i] = (values[i] as i32 + offset) as u8;
         i += 1;
     }
     table

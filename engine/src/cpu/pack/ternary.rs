@@ -60,6 +60,7 @@ impl Packed for Tq1_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 54;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 1;
     const OCTETS: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -104,7 +105,7 @@ impl Packed for Tq1_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 1.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
 
@@ -113,6 +114,7 @@ impl Packed for Tq2_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 1;
     const OCTETS: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -134,6 +136,6 @@ impl Packed for Tq2_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 1.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
