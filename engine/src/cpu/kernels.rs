@@ -125,7 +125,7 @@ impl IsaLevel {
 
 /// Compiles the generic kernels for one instruction set: thin functions that enable its features around generic bodies.
 macro_rules! kernels_for {
-    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, $(#[$feature:meta])?) => {
+    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, sums $sums:literal, $(#[$feature:meta])?) => {
         mod $module {
             use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
             use super::super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
@@ -141,6 +141,11 @@ macro_rules! kernels_for {
             unsafe fn panel<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
                 // SAFETY: see above.
                 unsafe { matmul::panel::<$isa, P, $tile>(p, acts, cols, work, out) }
+            }
+            $(#[$feature])?
+            unsafe fn sums<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { matmul::panel::<$isa, P, $sums>(p, acts, cols, work, out) }
             }
             $(#[$feature])?
             unsafe fn float<P: PackedFloat>(p: *const u8, acts: &Acts, cols: Range<usize>, _: *mut u8, out: *mut f32) {
@@ -208,6 +213,10 @@ macro_rules! kernels_for {
                 Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> })
             }
 
+            fn ternary<P: Packed>() -> Option<MatrixKernel> {
+                Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: sums::<P> })
+            }
+
             fn plain<P: PackedFloat>() -> Option<MatrixKernel> {
                 Some(MatrixKernel { block: 1, quantized: false, pack: P::pack, panel: float::<P> })
             }
@@ -228,8 +237,21 @@ macro_rules! kernels_for {
                     Q4_K => quantized::<pack::Q4K>(),
                     Q5_K => quantized::<pack::Q5K>(),
                     Q6_K => quantized::<pack::Q6K>(),
-                    IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
-                    TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+                    IQ1_S => quantized::<pack::Iq1S>(),
+                    IQ1_M => quantized::<pack::Iq1M>(),
+                    IQ2_XXS => quantized::<pack::Iq2Xxs>(),
+                    IQ2_XS => quantized::<pack::Iq2Xs>(),
+                    IQ2_S => quantized::<pack::Iq2S>(),
+                    IQ3_XXS => quantized::<pack::Iq3Xxs>(),
+                    IQ3_S => quantized::<pack::Iq3S>(),
+                    IQ4_NL => quantized::<pack::Iq4Nl>(),
+                    IQ4_XS => quantized::<pack::Iq4Xs>(),
+                    MXFP4 => quantized::<pack::Mxfp4>(),
+                    NVFP4 => quantized::<pack::Nvfp4>(),
+                    Q1_0 => quantized::<pack::Q1_0>(),
+                    Q2_0 => quantized::<pack::Q2_0>(),
+                    TQ1_0 => ternary::<pack::Tq1_0>(),
+                    TQ2_0 => ternary::<pack::Tq2_0>(),
                     Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
                 }
             }
@@ -252,11 +274,12 @@ macro_rules! kernels_for {
     };
 }
 
-kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2,);
+kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2, sums 1,);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, #[target_feature(enable = "avx2,fma,f16c")]);
+kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1,
+    #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12,
+kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);
 
 /// What AVX-512 BF16 adds: attention in pairs of bf16. An f32 cache is for exact results and stays in f32.

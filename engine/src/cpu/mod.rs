@@ -14,6 +14,7 @@ mod matrix;
 mod ops;
 mod pack;
 pub mod roofline;
+mod sums;
 mod team;
 #[cfg(test)]
 mod tests;
