@@ -85,7 +85,7 @@ impl Product {
         let n_blocks = n_in / ty.block_size() * n_out;
         let some = random.blocks(ty, decode, BLOCKS);
         let file: Vec<u8> = some.iter().copied().cycle().take(n_blocks * ty.block_bytes()).collect();
-        let matrix = Matrix::packed(kernel, n_in, n_out, file.len(), 0);
+        let matrix = Matrix::packed(kernel, n_in, n_out, 1, file.len() / n_out, 0);
         let mut arena = vec![0; file.len() / n_out * n_out.next_multiple_of(LANES)];
         matrix.pack_panels(&file, 0..matrix.n_panels(), &mut arena);
         let x = random.floats(n_in * n_cols);
@@ -99,7 +99,7 @@ impl Product {
     /// Multiplies; gives a number of the result.
     pub fn run(&mut self) -> f32 {
         let n_in = self.matrix.n_in;
-        let acts = Acts { n_in, x: self.x.as_ptr(), groups: self.groups.as_ptr() };
+        let acts = Acts { n_in, x: self.x.as_ptr(), groups: self.groups.as_ptr(), rows: std::ptr::null() };
         for p in 0..self.matrix.n_panels() {
             let cols = 0..self.x.len() / n_in;
             // SAFETY: `acts` has rows of `n_in` for all columns, both as floats and quantized.

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::isa::{Isa, LANES};
 use super::pack::{GROUP, Packed, PackedFloat};
+use super::sums;
 
 /// 32 quantized activations: what a product needs of them lies together, so that a column is one pointer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -25,15 +26,47 @@ pub(crate) struct ActGroup {
     pub(crate) minus_first: i32,
 }
 
-/// The input of a matrix product: rows of activations, one per token.
+/// The input of a matrix product: rows of activations, one per token or per token and expert.
 #[derive(Clone, Copy)]
 pub(crate) struct Acts {
     /// Row length.
     pub(crate) n_in: usize,
-    /// As f32, `[n_tokens, n_in]`.
+    /// As f32, `[n_rows, n_in]`.
     pub(crate) x: *const f32,
-    /// As int8 with one scale per 32, `[n_tokens, n_in / 32]`.
+    /// As int8 with one scale per 32, `[n_rows, n_in / 32]`.
     pub(crate) groups: *const ActGroup,
+    /// The row of each column; null where the columns are the rows in order.
+    pub(crate) rows: *const u32,
+}
+
+impl Acts {
+    /// A column in f32.
+    ///
+    /// # Safety
+    /// `rows`, where not null, and `x` cover `col`.
+    #[inline(always)]
+    pub(crate) unsafe fn floats(&self, col: usize) -> *const f32 {
+        // SAFETY: as the caller promises.
+        unsafe { self.x.add(self.row(col) * self.n_in) }
+    }
+
+    /// A column in int8.
+    ///
+    /// # Safety
+    /// `rows`, where not null, and `groups` cover `col`.
+    #[inline(always)]
+    unsafe fn quants(&self, col: usize) -> *const ActGroup {
+        // SAFETY: as the caller promises.
+        unsafe { self.groups.add(self.row(col) * (self.n_in / GROUP)) }
+    }
+
+    /// # Safety
+    /// `rows`, where not null, covers `col`.
+    #[inline(always)]
+    unsafe fn row(&self, col: usize) -> usize {
+        // SAFETY: as the caller promises.
+        if self.rows.is_null() { col } else { unsafe { *self.rows.add(col) as usize } }
+    }
 }
 
 /// Fewer columns than this go through GEMV: unpacking a panel would cost more than it saves.
@@ -136,7 +169,7 @@ unsafe fn gemv<S: Isa, P: Packed, const N: usize>(panel: *const u8, acts: &Acts,
     // SAFETY: as for [`panel`].
     unsafe {
         let groups = acts.n_in / GROUP;
-        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.groups.add((col + n) * groups));
+        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.quants(col + n));
         let mut total = [S::f_splat(0.0); N];
         let mut block = panel;
         let group_bytes = LANES * P::FILE_BYTES * GROUP / P::BLOCK;
@@ -170,6 +203,10 @@ unsafe fn group<S: Isa, P: Packed>(
     // SAFETY: as for [`panel`].
     unsafe {
         let a = (&raw const (*act).q).cast::<i8>();
+        if P::OCTETS {
+            let [sum] = sums::group::<S, 1>(|j| quants[j], [act]);
+            return apply::<S, P>(total, [sum; 2], scales, act);
+        }
         let mut acc = start::<S, P>(act);
         for (j, w) in quants.iter().enumerate() {
             let half = j * P::HALVES / 8;
@@ -265,8 +302,7 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
 ) {
     // SAFETY: as for [`panel`].
     unsafe {
-        let groups = acts.n_in / GROUP;
-        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.groups.add((col + n) * groups + span.start));
+        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.quants(col + n).add(span.start));
         let mut total = [S::f_splat(0.0); N];
         if span.start > 0 {
             for n in 0..N {
@@ -275,6 +311,16 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
         }
         for kb in 0..span.len() {
             let packed = work.add(kb * unpacked_bytes(P::HALVES));
+            if P::OCTETS {
+                let acts = columns.map(|column| column.add(kb));
+                let sums = sums::group::<S, N>(|j| S::b_load(packed.add(64 * j)), acts);
+                let floats = packed.add(LANES * GROUP).cast::<f32>();
+                let scales = [(S::f_load(floats), S::f_load(floats.add(LANES))); 2];
+                for n in 0..N {
+                    total[n] = apply::<S, P>(total[n], [sums[n]; 2], &scales, acts[n]);
+                }
+                continue;
+            }
             let mut acc: [[S::I; 2]; N] = std::array::from_fn(|n| start::<S, P>(columns[n].add(kb)));
             for j in 0..8 {
                 let w = S::b_load(packed.add(64 * j));
@@ -329,11 +375,12 @@ pub(crate) unsafe fn float_panel<S: Isa, P: PackedFloat, const TILE: usize>(
 unsafe fn float_tile<S: Isa, P: PackedFloat, const N: usize>(panel: *const u8, acts: &Acts, col: usize, out: *mut f32) {
     // SAFETY: as for [`float_panel`].
     unsafe {
+        let columns: [*const f32; N] = std::array::from_fn(|n| acts.floats(col + n));
         let mut total = [S::f_splat(0.0); N];
         for k in 0..acts.n_in {
             let w = P::load::<S>(panel.add(k * LANES * P::BYTES));
             for n in 0..N {
-                total[n] = S::f_fma(w, S::f_splat(*acts.x.add((col + n) * acts.n_in + k)), total[n]);
+                total[n] = S::f_fma(w, S::f_splat(*columns[n].add(k)), total[n]);
             }
         }
         for n in 0..N {

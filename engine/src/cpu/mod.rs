@@ -14,6 +14,7 @@ mod matrix;
 mod ops;
 mod pack;
 pub mod roofline;
+mod sums;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -109,9 +110,7 @@ impl CpuBackend {
         }
         let work =
             weights.iter().filter_map(|w| if let Some(Loaded::Matrix(m)) = w { Some(m.work_len()) } else { None });
-        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || {
-            AttentionWork::new(hp.head_dim.next_multiple_of(isa::LANES))
-        });
+        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || AttentionWork::new(hp.head_dim));
         Ok(CpuBackend {
             name: format!("CPU ({} threads, {})", team.len(), kernels.name),
             gguf: gguf.clone(),
@@ -146,21 +145,32 @@ impl Loading<'_> {
 
     /// Bytes of all matrices that will be packed.
     fn arena_bytes(&self, ids: &[WeightId]) -> Result<usize> {
-        let packed =
-            |id: &&WeightId| self.precision == Precision::Fast && self.program.weight(**id).role == WeightRole::Matrix;
-        ids.iter().filter(packed).map(|id| Ok(Matrix::packed_bytes(self.tensor(*id)?))).sum()
+        let bytes = |id: &WeightId| {
+            let weight = self.program.weight(*id);
+            Ok(match (weight.role, self.precision) {
+                (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Fast) => {
+                    Matrix::packed_bytes(self.tensor(*id)?, weight.n_out)
+                }
+                (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Exact)
+                | (WeightRole::Table | WeightRole::Vector, _) => 0,
+            })
+        };
+        ids.iter().map(bytes).sum()
     }
 
     /// Loads one weight in the form its role asks for; also returns its bytes in the file.
     fn load(&mut self, id: WeightId, arena: &mut [u8]) -> Result<(Loaded, u64)> {
         let tensor = self.tensor(id)?.clone();
-        let loaded = match (self.program.weight(id).role, self.precision) {
+        let weight = self.program.weight(id);
+        let loaded = match (weight.role, self.precision) {
             (WeightRole::Vector, _) => Loaded::Vector(self.gguf.dequantize(&tensor)?),
             (WeightRole::Table, _) => Loaded::Table { decode: quant::decoder(&tensor)?, tensor: tensor.clone() },
-            (WeightRole::Matrix, Precision::Exact) => Loaded::Matrix(Matrix::rows(self.gguf, &tensor, self.kernels)?),
-            (WeightRole::Matrix, Precision::Fast) => {
-                let matrix = Matrix::pack(self.gguf, &tensor, self.kernels, arena, self.used)?;
-                self.used += Matrix::packed_bytes(&tensor);
+            (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Exact) => {
+                Loaded::Matrix(Matrix::rows(self.gguf, &tensor, weight.n_out, self.kernels)?)
+            }
+            (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Fast) => {
+                let matrix = Matrix::pack(self.gguf, &tensor, weight.n_out, self.kernels, arena, self.used)?;
+                self.used += Matrix::packed_bytes(&tensor, weight.n_out);
                 Loaded::Matrix(matrix)
             }
         };

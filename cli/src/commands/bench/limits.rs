@@ -55,20 +55,26 @@ struct Ops {
 
 impl Work {
     pub(super) fn of(gguf: &Gguf, program: &Program, precision: Precision) -> Work {
-        let head = program.blocks.iter().flat_map(|block| &block.steps).find_map(|step| match step {
-            Step::Logits { linear, .. } => Some(linear.weight),
-            _ => None,
-        });
+        let head = program
+            .blocks
+            .iter()
+            .flat_map(|block| &block.steps)
+            .find_map(|step| if let Step::Logits { linear, .. } = step { Some(linear.weight) } else { None });
+        let n_expert_used = program.hparams.n_expert_used;
         let mut work = Work::default();
         for (id, weight) in program.weights.iter().enumerate() {
             let Some(tensor) = gguf.tensor(&weight.tensor) else { continue };
-            work.bytes += bytes_read(weight, tensor);
-            if weight.role != WeightRole::Matrix {
-                continue;
-            }
+            work.bytes += bytes_read(weight, tensor, n_expert_used);
+            // Matrices that one token goes through.
+            let n_matrices = match weight.role {
+                WeightRole::Matrix => 1,
+                WeightRole::Experts { .. } => n_expert_used,
+                WeightRole::Table | WeightRole::Vector => continue,
+            };
             let ops = if head == Some(WeightId(id)) { &mut work.head } else { &mut work.layers };
             let is_int8 = precision == Precision::Fast && multiplies_int8(tensor.ty);
-            *(if is_int8 { &mut ops.int8 } else { &mut ops.f32 }) += 2.0 * (weight.n_in * weight.n_out) as f64;
+            *(if is_int8 { &mut ops.int8 } else { &mut ops.f32 }) +=
+                2.0 * (n_matrices * weight.n_in * weight.n_out) as f64;
         }
         work
     }
@@ -81,8 +87,10 @@ impl Work {
     }
 }
 
-fn bytes_read(weight: &Weight, tensor: &TensorInfo) -> u64 {
+/// Bytes of a weight that evaluating one token reads: matrices and vectors whole, the experts it uses, one row of a table.
+fn bytes_read(weight: &Weight, tensor: &TensorInfo, n_expert_used: usize) -> u64 {
     let bytes = match weight.role {
+        WeightRole::Experts { n_expert } => tensor.n_bytes() / n_expert * n_expert_used,
         WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
         WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
     };

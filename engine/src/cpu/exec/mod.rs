@@ -4,6 +4,7 @@
 //! pieces of work, and a barrier ends it.
 
 mod attend;
+mod experts;
 mod scratch;
 
 use std::ops::Range;
@@ -23,6 +24,7 @@ use super::{CpuBackend, Loaded};
 use crate::backend::{Batch, Hidden};
 use crate::model::KvType;
 
+use experts::SharedRouting;
 pub(super) use scratch::Scratch;
 use scratch::{MemberScratch, N_REGISTERS, slot};
 
@@ -45,6 +47,7 @@ struct Exec<'a> {
     groups: Shared<ActGroup>,
     angles: &'a [(Vec<f32>, Vec<f32>)],
     partial: Shared<f32>,
+    routing: SharedRouting,
     members: Shared<MemberScratch>,
 }
 
@@ -80,6 +83,7 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         groups: Shared::new(&mut scratch.groups),
         angles: &scratch.angles,
         partial: Shared::new(&mut scratch.partial),
+        routing: scratch.routing.share(),
         members: Shared::new(&mut scratch.members),
     };
     cpu.team.run(|member| {
@@ -125,10 +129,15 @@ impl Exec<'_> {
     }
 
     fn matrix(&self, linear: &Linear) -> &Matrix {
-        match &self.weights[linear.weight.0] {
+        self.matrices(linear.weight)
+    }
+
+    /// The matrix, or the matrices of all experts, of a weight.
+    fn matrices(&self, id: WeightId) -> &Matrix {
+        match &self.weights[id.0] {
             Some(Loaded::Matrix(matrix)) => matrix,
             Some(Loaded::Table { .. } | Loaded::Vector(_)) | None => {
-                unreachable!("a linear step's weight has the matrix role")
+                unreachable!("the builder gave this weight the matrix or the experts role")
             }
         }
     }
@@ -159,6 +168,10 @@ impl Exec<'_> {
                 self.products(&[(linear, *output, *add)], *input, m, own);
             }
             Step::Glu { gate, up, act } => self.glu(gate, up, *act, m, own),
+            Step::Route { router, normalize } => self.route(router, *normalize, m, own),
+            Step::ExpertGlu { gate, up, act } => self.expert_glu(*gate, *up, *act, m, own),
+            Step::ExpertDown { down, output, add } => self.expert_down(*down, *output, *add, m, own),
+            Step::SigmoidGate { weight, n_ff } => self.sigmoid_gate(*weight, *n_ff, m),
             Step::Logits { linear, soft_cap } => self.logits(linear, *soft_cap, m, own),
         }
     }
@@ -196,10 +209,13 @@ impl Exec<'_> {
 
     /// Quantizes rows of a register to int8, if one of the matrices that will read it wants that.
     fn quantize(&self, input: Reg, linears: &[&Linear], rows: Range<usize>, m: &Member<'_>) {
-        if !linears.iter().any(|l| self.matrix(l).wants_quantized()) {
-            return;
+        if linears.iter().any(|l| self.matrix(l).wants_quantized()) {
+            self.quantize_rows(input, self.matrix(linears[0]).n_in, rows, m);
         }
-        let n_in = self.matrix(linears[0]).n_in;
+    }
+
+    /// Quantizes rows of `n_in` floats of a register to int8.
+    fn quantize_rows(&self, input: Reg, n_in: usize, rows: Range<usize>, m: &Member<'_>) {
         let groups = n_in / GROUP;
         // Pieces of a row, so that the members share even a single token's.
         let piece = if rows.len() == 1 { groups.div_ceil(4) } else { groups };
@@ -219,7 +235,7 @@ impl Exec<'_> {
 
     /// The rows of a register as input of products.
     fn acts(&self, input: Reg, n_in: usize) -> Acts {
-        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr() }
+        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr(), rows: std::ptr::null() }
     }
 
     /// Products of one input with one or more matrices, as one phase over all their panels.
@@ -383,7 +399,7 @@ impl Exec<'_> {
         }
         // SAFETY: H is only read in this phase.
         let x = unsafe { self.registers[slot(Reg::H)].get(rows.start * n_in..rows.end * n_in) }.as_ptr();
-        let acts = Acts { n_in, x, groups: self.groups.as_ptr() };
+        let acts = Acts { x, ..self.acts(Reg::H, n_in) };
         m.phase_even(matrix.n_panels(), |panels| {
             for cols in column_passes(parts * rows.len(), n_in) {
                 for p in panels.clone() {

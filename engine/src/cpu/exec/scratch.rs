@@ -2,15 +2,16 @@
 
 use tandem_models::{Program, Reg};
 
-use super::super::attention::{AttentionWork, CHUNK, MAX_ROWS};
+use super::super::attention::{AttentionWork, CHUNK, MAX_QUERIES};
 use super::super::isa::LANES;
 use super::super::matmul::ActGroup;
 use super::super::ops;
 use super::super::pack::GROUP;
 use super::MAX_COLS;
+use super::experts::Routing;
 
 /// Number of registers.
-pub(super) const N_REGISTERS: usize = 7;
+pub(super) const N_REGISTERS: usize = 8;
 
 /// Where a register's rows are kept.
 pub(super) fn slot(reg: Reg) -> usize {
@@ -22,6 +23,7 @@ pub(super) fn slot(reg: Reg) -> usize {
         Reg::V => 4,
         Reg::A => 5,
         Reg::F => 6,
+        Reg::R => 7,
     }
 }
 
@@ -35,6 +37,7 @@ pub(in crate::cpu) struct Scratch {
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// Running results of queries: weighted values, then maximum and sum.
     pub(super) partial: Vec<f32>,
+    pub(super) routing: Routing,
     pub(super) members: Vec<MemberScratch>,
 }
 
@@ -61,6 +64,7 @@ impl Scratch {
             groups: Vec::new(),
             angles: Vec::new(),
             partial: Vec::new(),
+            routing: Routing::default(),
             members: (0..n_members).map(|_| member()).collect(),
         }
     }
@@ -74,14 +78,14 @@ impl Scratch {
             .members
             .iter()
             .map(|m| 4 * (m.work.len() + m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
-        4 * floats + std::mem::size_of_val(&*self.groups) + members.sum::<usize>()
+        4 * floats + std::mem::size_of_val(&*self.groups) + self.routing.bytes() + members.sum::<usize>()
     }
 
     /// Makes room for a batch of `n` tokens, and computes its rotation angles.
     pub(super) fn prepare(&mut self, program: &Program, start: usize, n: usize) {
         let grow = |v: &mut Vec<f32>, len: usize| v.resize(len.max(v.len()), 0.0);
         let regs = &program.registers;
-        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
+        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F, Reg::R] {
             grow(&mut self.registers[slot(reg)], n * regs.width(reg));
         }
         // The head quantizes its input to twice as many columns.
@@ -98,6 +102,7 @@ impl Scratch {
             }
         }
         let hp = &program.hparams;
+        self.routing.prepare(n, hp.n_expert_used, regs.n_expert);
         let stride = hp.head_dim.next_multiple_of(LANES);
         let n_chunks = (start + n).div_ceil(CHUNK);
         if n == 1 {
@@ -106,7 +111,7 @@ impl Scratch {
         for member in &mut self.members {
             grow(&mut member.tile, (2 * n).min(MAX_COLS) * LANES);
             grow(&mut member.tile2, n.min(MAX_COLS) * LANES);
-            grow(&mut member.mix, MAX_ROWS * stride);
+            grow(&mut member.mix, MAX_QUERIES * stride);
         }
     }
 }

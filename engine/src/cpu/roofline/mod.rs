@@ -90,9 +90,9 @@ fn int8_loop(isa: IsaLevel) -> Loop {
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => x86::INT8_AVX2,
         #[cfg(target_arch = "x86_64")]
-        IsaLevel::Avx512 => x86::INT8_AVX512,
+        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::INT8_AVX512,
         #[cfg(not(target_arch = "x86_64"))]
-        IsaLevel::Avx2 | IsaLevel::Avx512 => plain::INT8,
+        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::INT8,
     }
 }
 
@@ -102,9 +102,9 @@ fn f32_loop(isa: IsaLevel) -> Loop {
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => x86::F32_AVX2,
         #[cfg(target_arch = "x86_64")]
-        IsaLevel::Avx512 => x86::F32_AVX512,
+        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::F32_AVX512,
         #[cfg(not(target_arch = "x86_64"))]
-        IsaLevel::Avx2 | IsaLevel::Avx512 => plain::F32,
+        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::F32,
     }
 }
 
