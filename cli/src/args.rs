@@ -123,6 +123,7 @@ impl LoadArgs {
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
+            ..LoadOptions::default()
         })
     }
 }

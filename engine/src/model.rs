@@ -1,7 +1,7 @@
 //! Loading a model: program, placement, backends.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tandem_loader::Gguf;
 use tandem_models::Program;
@@ -9,6 +9,7 @@ use tandem_models::Program;
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::cpu::{CpuBackend, CpuOptions, IsaLevel};
 use crate::error::Result;
+use crate::inputs::InputSquares;
 use crate::placement::{Device, Placement};
 
 /// Context length used when neither the user nor the model asks for less.
@@ -76,6 +77,8 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// Highest CPU instruction set to use, for tests and comparisons.
     pub isa: Option<IsaLevel>,
+    /// Where the CPU backend adds the squares of all inputs of matrices; it costs nothing where there is none.
+    pub inputs: Option<Arc<Mutex<InputSquares>>>,
 }
 
 /// A loaded model, ready to evaluate one sequence.
@@ -104,6 +107,7 @@ impl Model {
             kv_type: if options.precision == Precision::Exact { KvType::F32 } else { options.kv_type },
             n_ctx,
             isa: options.isa,
+            inputs: options.inputs.clone(),
         };
         let total = program.weights.iter().filter_map(|w| gguf.tensor(&w.tensor)).map(|t| t.n_bytes() as u64).sum();
         let mut done = 0;

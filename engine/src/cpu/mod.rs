@@ -20,13 +20,14 @@ mod team;
 mod tests;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tandem_loader::{Gguf, TensorInfo, quant};
 use tandem_models::{Program, Step, WeightId, WeightRole};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::error::Result;
+use crate::inputs::InputSquares;
 use crate::model::{KvType, Precision};
 use attention::AttentionWork;
 use buffer::{Buffer, Pages};
@@ -49,7 +50,7 @@ enum Loaded {
 }
 
 /// How the CPU backend is set up.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CpuOptions {
     /// Threads.
     pub threads: usize,
@@ -61,6 +62,8 @@ pub struct CpuOptions {
     pub n_ctx: usize,
     /// Highest instruction set to use.
     pub isa: Option<IsaLevel>,
+    /// Where the squares of all inputs of matrices are added.
+    pub inputs: Option<Arc<Mutex<InputSquares>>>,
 }
 
 /// The CPU backend.

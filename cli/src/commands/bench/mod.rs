@@ -137,6 +137,7 @@ impl BenchArgs {
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
+            ..LoadOptions::default()
         }
     }
 }

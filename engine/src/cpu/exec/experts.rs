@@ -146,6 +146,16 @@ impl Exec<'_> {
         &all[..n]
     }
 
+    /// Of each expert that tokens chose: the expert, its tokens, and its rows of register F.
+    pub(super) fn expert_rows(&self) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
+        self.visited().iter().map(|v| {
+            let part = v.columns.0..v.columns.1;
+            // SAFETY: only read after `route`.
+            let (tokens, rows) = unsafe { (self.routing.tokens.get(part.clone()), self.routing.rows.get(part)) };
+            (v.expert, tokens, rows)
+        })
+    }
+
     /// Members claim tokens, for which they compute the logits and choose; then one sorts. The logits of a single token
     /// are shared out by panels.
     pub(super) fn route(&self, router: &Linear, normalize: bool, m: &Member<'_>, own: &mut MemberScratch) {
