@@ -8,7 +8,7 @@ use tandem_engine::cpu::IsaLevel;
 use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
-use crate::commands::{bench, chat, completions, info, logits, pull, run, template, tokenize};
+use crate::commands::{bench, chat, compare, completions, info, logits, perplexity, pull, run, template, tokenize};
 use crate::exit::Failure;
 use crate::fetch;
 use crate::threads::physical_cores;
@@ -50,6 +50,10 @@ pub(crate) enum Command {
     Template(template::TemplateArgs),
     /// Write the logits of given tokens to a file
     Logits(logits::LogitsArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
+    /// Compare two models over a text, and their weights
+    Compare(compare::CompareArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff)
@@ -94,7 +98,8 @@ pub(crate) struct LoadArgs {
 /// Context length, and how numbers in it are stored.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ContextArgs {
-    /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need]
+    /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need;
+    /// perplexity and compare: 512]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) ctx: Option<usize>,
     /// Type of the K and V cache

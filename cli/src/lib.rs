@@ -14,6 +14,7 @@ mod output;
 mod prompt;
 mod threads;
 mod ui;
+mod windows;
 
 use std::process::ExitCode;
 

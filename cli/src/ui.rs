@@ -86,11 +86,26 @@ impl Ui {
             Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             None => "{msg} {spinner} {bytes} {bytes_per_sec}",
         };
+        self.style(&bar, template);
+        bar.set_message(what.to_owned());
+        bar
+    }
+
+    /// A bar for `n` steps of `what` on the terminal, nothing elsewhere.
+    pub(crate) fn steps(&self, what: &str, n: usize) -> ProgressBar {
+        if self.quiet || !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(n as u64), ProgressDrawTarget::stderr());
+        self.style(&bar, "{msg} {wide_bar} {pos}/{len} {eta}");
+        bar.set_message(what.to_owned());
+        bar
+    }
+
+    fn style(&self, bar: &ProgressBar, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars(if self.colour { "━╸ " } else { "=> " }));
         }
-        bar.set_message(what.to_owned());
-        bar
     }
 }
 

@@ -13,6 +13,7 @@ mod model;
 pub mod placement;
 pub mod reference;
 pub mod sampler;
+pub mod score;
 mod session;
 
 pub use backend::{Backend, Batch, MemoryReport};

@@ -11,6 +11,7 @@ mod generation;
 mod help;
 mod inspect;
 mod malformed;
+mod quality;
 mod real_models;
 mod tiny;
 mod usage;

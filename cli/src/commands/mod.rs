@@ -2,9 +2,11 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod info;
 pub(crate) mod logits;
+pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod template;
@@ -26,6 +28,8 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Tokenize(args) => tokenize::run(&args, ui, &interrupt),
         Command::Template(args) => template::run(&args, ui, &interrupt),
         Command::Logits(args) => logits::run(&args, ui, &mut interrupt),
+        Command::Perplexity(args) => perplexity::run(&args, ui, &mut interrupt),
+        Command::Compare(args) => compare::run(&args, ui, &mut interrupt),
         Command::Completions(args) => completions::run(&args),
         Command::Man => completions::man(),
     }
