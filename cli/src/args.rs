@@ -8,7 +8,9 @@ use tandem_engine::cpu::IsaLevel;
 use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
-use crate::commands::{bench, chat, compare, completions, info, logits, perplexity, pull, run, template, tokenize};
+use crate::commands::{
+    bench, chat, compare, completions, imatrix, info, logits, perplexity, pull, run, template, tokenize,
+};
 use crate::exit::Failure;
 use crate::fetch;
 use crate::threads::physical_cores;
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Compare two models over a text, and their weights
     Compare(compare::CompareArgs),
+    /// Gather from a text how important each column of each matrix is
+    Imatrix(imatrix::ImatrixArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff)
@@ -99,7 +103,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ContextArgs {
     /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need;
-    /// perplexity and compare: 512]
+    /// perplexity, compare and imatrix: 512]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) ctx: Option<usize>,
     /// Type of the K and V cache

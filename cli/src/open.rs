@@ -65,13 +65,25 @@ pub(crate) fn load(
     Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
 }
 
-/// Loads weights only, for what works on token ids.
+/// Loads weights only, for what works on token ids. Ctrl-C stops its evaluations.
 pub(crate) fn load_session(
     gguf: Arc<Gguf>,
     options: &LoadOptions,
     ui: &Ui,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Session> {
+    let session = Session::new(load_model(gguf, options, ui, interrupt)?);
+    interrupt.watch(session.interrupt())?;
+    Ok(session)
+}
+
+/// Loads weights, and says where they are.
+pub(crate) fn load_model(
+    gguf: Arc<Gguf>,
+    options: &LoadOptions,
+    ui: &Ui,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Model> {
     let start = Instant::now();
     let path = shown(&gguf);
     let mut bar = None;
@@ -89,9 +101,7 @@ pub(crate) fn load_session(
     let model = model.context(path)?;
     interrupt.check()?;
     describe(&model, ui);
-    let session = Session::new(model);
-    interrupt.watch(session.interrupt())?;
-    Ok(session)
+    Ok(model)
 }
 
 /// The placement line, and warnings.

@@ -17,6 +17,7 @@ fn help_of_every_command() {
         "logits",
         "perplexity",
         "compare",
+        "imatrix",
         "completions",
         "man",
     ] {
@@ -38,7 +39,7 @@ fn completions_and_manual_page() {
 
 #[test]
 fn commands_to_come_are_not_there() {
-    for name in ["devices", "plan", "quantize", "imatrix"] {
+    for name in ["devices", "plan", "quantize"] {
         assert!(tandem(&[name]).fails(2).contains("unrecognized subcommand"), "{name}");
     }
 }

@@ -9,6 +9,7 @@ mod chat;
 mod command;
 mod generation;
 mod help;
+mod imatrix;
 mod inspect;
 mod malformed;
 mod quality;

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod compare;
 pub(crate) mod completions;
+pub(crate) mod imatrix;
 pub(crate) mod info;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Template(args) => template::run(&args, ui, &interrupt),
         Command::Logits(args) => logits::run(&args, ui, &mut interrupt),
         Command::Perplexity(args) => perplexity::run(&args, ui, &mut interrupt),
+        Command::Imatrix(args) => imatrix::run(&args, ui, &mut interrupt),
         Command::Compare(args) => compare::run(&args, ui, &mut interrupt),
         Command::Completions(args) => completions::run(&args),
         Command::Man => completions::man(),
