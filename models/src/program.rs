@@ -226,6 +226,19 @@ pub struct Block {
     pub weights: Vec<WeightId>,
 }
 
+impl Block {
+    /// Whether it chooses among experts.
+    pub fn has_experts(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Embed { .. } | Step::Norm { .. } | Step::Qkv { .. } | Step::HeadNorm { .. } | Step::Rope { .. } => {
+                false
+            }
+            Step::StoreKv { .. } | Step::Attend { .. } | Step::Linear { .. } | Step::Glu { .. } => false,
+            Step::Logits { .. } => false,
+        })
+    }
+}
+
 /// A whole model as data: the single source of required tensors, shape checks, bytes per block and scratch sizes.
 #[derive(Debug, Clone)]
 pub struct Program {
