@@ -67,9 +67,9 @@ impl AttentionWork {
         AttentionWork { scores: vec![0.0; MAX_ROWS * CHUNK], partial: vec![0.0; MAX_ROWS * value_stride] }
     }
 
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> usize {
-        4 * (self.scores.len() + self.partial.len())
+    /// Floats of it.
+    pub(crate) fn len(value_stride: usize) -> usize {
+        MAX_ROWS * (CHUNK + value_stride)
     }
 }
 

@@ -110,7 +110,12 @@ impl Matrix {
 
     /// Floats of work memory [`Matrix::multiply`] needs.
     pub(crate) fn work_len(&self) -> usize {
-        (work_bytes(self.n_in.next_multiple_of(32)) / 4).max(self.n_in)
+        Matrix::work_len_for(self.n_in)
+    }
+
+    /// [`Matrix::work_len`] of a matrix with rows of `n_in`.
+    pub(crate) fn work_len_for(n_in: usize) -> usize {
+        (work_bytes(n_in.next_multiple_of(32)) / 4).max(n_in)
     }
 
     /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.

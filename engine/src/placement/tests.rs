@@ -182,7 +182,7 @@ proptest! {
             devices
         };
         let before = apply(&rules);
-        let after = apply(&[&rules[..], &[last.clone()]].concat());
+        let after = apply(&[&rules[..], std::slice::from_ref(&last)].concat());
         for ((block, before), after) in program.blocks.iter().zip(before).zip(after) {
             prop_assert_eq!(after, if last.applies_to(block) { last.device } else { before });
         }

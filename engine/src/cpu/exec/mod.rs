@@ -23,8 +23,8 @@ use super::{CpuBackend, Loaded};
 use crate::backend::{Batch, Hidden};
 use crate::model::KvType;
 
-pub(super) use scratch::Scratch;
 use scratch::{MemberScratch, N_REGISTERS, slot};
+pub(super) use scratch::{Scratch, Sizes};
 
 /// Most columns multiplied with a panel at a time: their results stay in the L1 or L2 cache.
 const MAX_COLS: usize = 512;

@@ -25,8 +25,62 @@ pub(super) fn slot(reg: Reg) -> usize {
     }
 }
 
-/// Registers and work memory, grown to the largest batch seen.
+/// How long each part of the work memory is, in elements: what is allocated, and what the ledger counts.
+#[derive(Debug, Clone)]
+pub(in crate::cpu) struct Sizes {
+    registers: [usize; N_REGISTERS],
+    groups: usize,
+    /// By rope.
+    angles: Vec<usize>,
+    partial: usize,
+    /// Of each member.
+    work: usize,
+    tile: usize,
+    mix: usize,
+    value_stride: usize,
+    n_members: usize,
+    /// Tokens of the largest batch, and where the last one ends.
+    n: usize,
+    end: usize,
+}
+
+impl Sizes {
+    /// For batches of up to `n` tokens that end before position `end`. `work` is the longest work memory of a product.
+    pub(in crate::cpu) fn new(program: &Program, n: usize, end: usize, n_members: usize, work: usize) -> Sizes {
+        let (hp, regs) = (&program.hparams, &program.registers);
+        let value_stride = hp.head_dim.next_multiple_of(LANES);
+        let mut registers = [0; N_REGISTERS];
+        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
+            registers[slot(reg)] = n * regs.width(reg);
+        }
+        let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
+        Sizes {
+            registers,
+            groups: n * widest / GROUP,
+            angles: program.ropes.iter().map(|rope| n * rope.freqs.len()).collect(),
+            partial: hp.n_head.saturating_mul(end.div_ceil(CHUNK)).saturating_mul(value_stride + 2),
+            work,
+            tile: n.min(MAX_COLS) * LANES,
+            mix: MAX_ROWS * value_stride,
+            value_stride,
+            n_members,
+            n,
+            end,
+        }
+    }
+
+    /// Bytes of all of it.
+    pub(in crate::cpu) fn bytes(&self) -> usize {
+        let shared = self.registers.iter().sum::<usize>() + 2 * self.angles.iter().sum::<usize>();
+        let member = self.work + 2 * self.tile + self.mix + AttentionWork::len(self.value_stride);
+        let floats = (shared + self.n_members * member).saturating_add(self.partial);
+        floats.saturating_mul(4).saturating_add(self.groups * size_of::<ActGroup>())
+    }
+}
+
+/// Registers and work memory, made for the usual batch and grown for a larger one.
 pub(in crate::cpu) struct Scratch {
+    sizes: Sizes,
     /// All registers but X, by [`slot`].
     pub(super) registers: [Vec<f32>; N_REGISTERS],
     /// The quantized input of the product at hand.
@@ -48,64 +102,43 @@ pub(in crate::cpu) struct MemberScratch {
 }
 
 impl Scratch {
-    pub(in crate::cpu) fn new(n_members: usize, work_len: usize, attention: impl Fn() -> AttentionWork) -> Scratch {
+    /// All of it, zeroed. The system gives pages as they are touched.
+    pub(in crate::cpu) fn new(sizes: Sizes) -> Scratch {
+        let zeros = |len: usize| vec![0.0f32; len];
         let member = || MemberScratch {
-            work: vec![0.0; work_len],
-            tile: Vec::new(),
-            tile2: Vec::new(),
-            attention: attention(),
-            mix: Vec::new(),
+            work: zeros(sizes.work),
+            tile: zeros(sizes.tile),
+            tile2: zeros(sizes.tile),
+            attention: AttentionWork::new(sizes.value_stride),
+            mix: zeros(sizes.mix),
         };
         Scratch {
-            registers: Default::default(),
-            groups: Vec::new(),
-            angles: Vec::new(),
-            partial: Vec::new(),
-            members: (0..n_members).map(|_| member()).collect(),
+            registers: sizes.registers.map(zeros),
+            groups: vec![ActGroup::default(); sizes.groups],
+            angles: sizes.angles.iter().map(|len| (zeros(*len), zeros(*len))).collect(),
+            partial: zeros(sizes.partial),
+            members: (0..sizes.n_members).map(|_| member()).collect(),
+            sizes,
         }
     }
 
     /// Bytes held.
     pub(in crate::cpu) fn bytes(&self) -> usize {
-        let floats: usize = self.registers.iter().map(Vec::len).sum::<usize>()
-            + self.partial.len()
-            + self.angles.iter().map(|(c, s)| c.len() + s.len()).sum::<usize>();
-        let members = self
-            .members
-            .iter()
-            .map(|m| 4 * (m.work.len() + m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
-        4 * floats + std::mem::size_of_val(&*self.groups) + members.sum::<usize>()
+        self.sizes.bytes()
     }
 
     /// Makes room for a batch of `n` tokens, and computes its rotation angles.
     pub(super) fn prepare(&mut self, program: &Program, start: usize, n: usize) {
-        let grow = |v: &mut Vec<f32>, len: usize| v.resize(len.max(v.len()), 0.0);
-        let regs = &program.registers;
-        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
-            grow(&mut self.registers[slot(reg)], n * regs.width(reg));
+        if n > self.sizes.n {
+            let Sizes { end, n_members, work, .. } = self.sizes;
+            *self = Scratch::new(Sizes::new(program, n, end, n_members, work));
         }
-        let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
-        self.groups.resize((n * widest / GROUP).max(self.groups.len()), ActGroup::default());
-        self.angles.resize_with(program.ropes.len(), Default::default);
         for (rope, (cos, sin)) in program.ropes.iter().zip(&mut self.angles) {
             let half = rope.freqs.len();
-            grow(cos, n * half);
-            grow(sin, n * half);
             for t in 0..n {
                 let at = t * half..(t + 1) * half;
                 ops::rope_angles(rope, start + t, &mut cos[at.clone()], &mut sin[at]);
             }
-        }
-        let hp = &program.hparams;
-        let stride = hp.head_dim.next_multiple_of(LANES);
-        let n_chunks = (start + n).div_ceil(CHUNK);
-        if n == 1 {
-            grow(&mut self.partial, hp.n_head * n_chunks * (stride + 2));
-        }
-        for member in &mut self.members {
-            grow(&mut member.tile, n.min(MAX_COLS) * LANES);
-            grow(&mut member.tile2, n.min(MAX_COLS) * LANES);
-            grow(&mut member.mix, MAX_ROWS * stride);
         }
     }
 }
