@@ -46,6 +46,10 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
+    /// The GPU cannot be used, or failed.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(#[from] crate::gpu::GpuError),
     /// Evaluation was stopped by the caller.
     #[error("interrupted")]
     Interrupted,

@@ -9,6 +9,8 @@ pub mod backend;
 pub mod cpu;
 mod error;
 pub mod generate;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod model;
 pub mod placement;
 pub mod reference;
