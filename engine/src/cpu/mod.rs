@@ -3,6 +3,7 @@
 mod attention;
 mod buffer;
 mod exec;
+mod info;
 mod isa;
 mod kernels;
 mod kv;
@@ -32,6 +33,7 @@ use kv::LayerCache;
 use matrix::Matrix;
 use team::Team;
 
+pub use info::CpuInfo;
 pub use kernels::IsaLevel;
 
 /// What a weight became when it was loaded.

@@ -4,7 +4,14 @@
 //! that into a [`Placement`], with the bytes each device will hold ([`Ledger`]) and the speed to expect
 //! ([`Prediction`]). Loading follows the plan.
 
+pub mod adapter;
+mod bytes;
+mod ledger;
+mod measure;
+mod plan;
+mod probe;
 mod rules;
+mod speed;
 
 use std::fmt::{self, Write};
 use std::ops::Range;
@@ -12,7 +19,12 @@ use std::str::FromStr;
 
 use tandem_models::{BlockKind, Program};
 
+pub use adapter::Adapter;
+pub use bytes::Bytes;
+pub use ledger::{Ledger, Needs};
+pub use plan::{Measure, Plan, Speeds, Wanted};
 pub use rules::{Part, Rule, Rules, RulesError};
+pub use speed::{DeviceSpeed, Prediction, bytes_per_token};
 
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,15 +55,21 @@ impl fmt::Display for Device {
 }
 
 /// How many layers the GPU takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GpuLayers {
     /// What fits and is fastest; none where the only adapter is a software one.
-    #[default]
     Auto,
     /// All, and the output head.
     All,
     /// The last so many; more than the model has mean the output head too.
     Count(usize),
+}
+
+impl Default for GpuLayers {
+    /// None: a program that uses this library says so when it wants a GPU.
+    fn default() -> GpuLayers {
+        GpuLayers::Count(0)
+    }
 }
 
 impl FromStr for GpuLayers {
