@@ -140,6 +140,7 @@ impl Model {
             };
             backends.push((device, backend));
         }
+        backends.reverse();
         Ok(Model { gguf, plan, backends })
     }
 

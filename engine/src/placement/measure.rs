@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tandem_loader::GgmlType;
 
-use super::probe::Probe;
+use super::probe::{Probe, Shape};
 use super::speed::{DeviceSpeed, cache_rate};
 use crate::backend::{Backend, Batch, Hidden};
 use crate::error::Result;
@@ -14,15 +14,19 @@ use crate::model::KvType;
 use crate::session::DEFAULT_BATCH;
 
 /// How long one figure is measured.
-const TIME: Duration = Duration::from_millis(60);
+const TIME: Duration = Duration::from_millis(100);
 /// Fewest repetitions of a figure: one disturbance does not decide.
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 8;
 /// Layers timed together.
 const N_LAYERS: usize = 32;
 /// Positions of the cache.
 pub(super) const N_CTX: usize = 4096;
 /// Bytes of weights read: above what caches hold.
 const WEIGHT_BYTES: usize = 128 << 20;
+
+/// Shapes of the probes: matrices as in models of a hundred million weights, and of some billions.
+const SMALL: Shape = (512, 1536);
+const LARGE: Shape = (2048, 8192);
 
 /// Loads a probe on the device that is measured, with room for [`N_CTX`] positions.
 pub(super) type Load<'a> = &'a dyn Fn(&Probe) -> Result<Box<dyn Backend>>;
@@ -43,8 +47,7 @@ pub(super) fn complete(
     }
     for ty in GgmlType::ALL.iter().filter(|ty| needed.contains(ty.name())) {
         if !speed.rates.contains_key(ty.name()) {
-            let rate = weights(*ty, speed, load)?;
-            speed.rates.insert(ty.name().to_owned(), rate);
+            weights(*ty, speed, load)?;
         }
     }
     Ok(())
@@ -76,15 +79,42 @@ fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<()>
     Ok(())
 }
 
-/// Bytes per second of products with weights of a type.
-fn weights(ty: GgmlType, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
-    let probe = Probe::weights(ty, WEIGHT_BYTES)?;
-    let mut timer = Timer::new(&probe, load)?;
-    let blocks = 0..probe.program.blocks.len();
-    let other = speed.visit + speed.step * probe.n_steps(blocks.clone()) as f64;
-    let seconds = timer.seconds(blocks, 1, 0)?;
+/// Speed of products with weights of a type; with the first type, also what a product costs beside its bytes.
+fn weights(ty: GgmlType, speed: &mut DeviceSpeed, load: Load<'_>) -> Result<()> {
+    let large = Products::measure(ty, LARGE, speed, load)?;
+    if speed.rates.keys().all(|name| name.starts_with("cache")) {
+        let small = Products::measure(ty, SMALL, speed, load)?;
+        // Two equations, `seconds = n * cost + bytes / rate`, for cost and rate.
+        let determinant = small.n * large.bytes - large.n * small.bytes;
+        speed.product = ((small.seconds * large.bytes - large.seconds * small.bytes) / determinant).max(0.0);
+    }
     // Most of the time is reading; where it were not, half is the least it can be.
-    Ok(probe.matrix_bytes() as f64 / (seconds - other).max(seconds / 2.0))
+    let reading = (large.seconds - large.n * speed.product).max(large.seconds / 2.0);
+    speed.rates.insert(ty.name().to_owned(), large.bytes / reading);
+    Ok(())
+}
+
+/// Products that were timed.
+struct Products {
+    n: f64,
+    bytes: f64,
+    /// Seconds of all of them, without the rest of their steps.
+    seconds: f64,
+}
+
+impl Products {
+    fn measure(ty: GgmlType, shape: Shape, speed: &DeviceSpeed, load: Load<'_>) -> Result<Products> {
+        let probe = Probe::weights(ty, shape, WEIGHT_BYTES)?;
+        let mut timer = Timer::new(&probe, load)?;
+        let blocks = 0..probe.program.blocks.len();
+        let other = speed.visit + speed.step * probe.n_steps(blocks.clone()) as f64;
+        let seconds = timer.seconds(blocks, 1, 0)?;
+        Ok(Products {
+            n: probe.n_products() as f64,
+            bytes: probe.matrix_bytes() as f64,
+            seconds: (seconds - other).max(seconds / 2.0),
+        })
+    }
 }
 
 /// Times blocks of a loaded probe.
@@ -109,7 +139,7 @@ impl Timer {
         Ok(clock.elapsed().as_secs_f64())
     }
 
-    /// The median of some runs, after one that is not counted.
+    /// The first quartile of some runs, after one that is not counted: what disturbs a run can only make it slower.
     fn seconds(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
         self.run(blocks.clone(), n, start)?;
         let mut samples = Vec::new();
@@ -118,6 +148,6 @@ impl Timer {
             samples.push(self.run(blocks.clone(), n, start)?);
         }
         samples.sort_by(f64::total_cmp);
-        Ok(samples[samples.len() / 2])
+        Ok(samples[samples.len() / 4])
     }
 }

@@ -12,6 +12,7 @@ use tandem_models::{
     WeightId, WeightRole,
 };
 
+use super::speed::is_product;
 use crate::error::Result;
 
 /// Tensors begin at multiples of this in the file.
@@ -24,6 +25,9 @@ pub(super) struct Probe {
     pub(super) gguf: Arc<Gguf>,
     pub(super) program: Arc<Program>,
 }
+
+/// Widths of a probe's residual stream and of its feed-forward hidden: multiples of every type's block.
+pub(super) type Shape = (usize, usize);
 
 /// Width of the residual stream of [`Probe::layers`]: so small that reading weights costs nothing.
 const SMALL: usize = 64;
@@ -86,20 +90,23 @@ impl Probe {
     }
 
     /// Blocks whose matrices are of one type and hold about `bytes` in all, for reading from end to end.
-    pub(super) fn weights(ty: GgmlType, bytes: usize) -> Result<Probe> {
-        const N_EMBD: usize = 1024;
-        const N_FF: usize = 4096;
-        let block = 3 * N_EMBD * N_FF / ty.block_size() * ty.block_bytes();
+    pub(super) fn weights(ty: GgmlType, (n_embd, n_ff): Shape, bytes: usize) -> Result<Probe> {
+        let block = 3 * n_embd * n_ff / ty.block_size() * ty.block_bytes();
         let n = bytes.div_ceil(block).max(1);
         let mut b = Builder::default();
-        let norm = b.vector("norm", N_EMBD);
+        let norm = b.vector("norm", n_embd);
         for layer in 0..n {
-            let gate = b.matrix(&format!("gate.{layer}"), ty, N_EMBD, N_FF);
-            let up = b.matrix(&format!("up.{layer}"), ty, N_EMBD, N_FF);
-            let down = b.matrix(&format!("down.{layer}"), ty, N_FF, N_EMBD);
+            let gate = b.matrix(&format!("gate.{layer}"), ty, n_embd, n_ff);
+            let up = b.matrix(&format!("up.{layer}"), ty, n_embd, n_ff);
+            let down = b.matrix(&format!("down.{layer}"), ty, n_ff, n_embd);
             b.block(BlockKind::FeedForward(layer), feed_forward(norm, gate, up, down));
         }
-        b.finish(n, Registers { n_embd: N_EMBD, n_q: N_EMBD, n_kv: N_EMBD, n_ff: N_FF })
+        b.finish(n, Registers { n_embd: n_embd, n_q: n_embd, n_kv: n_embd, n_ff: n_ff })
+    }
+
+    /// Steps that multiply with matrices.
+    pub(super) fn n_products(&self) -> usize {
+        self.program.blocks.iter().flat_map(|b| &b.steps).filter(|step| is_product(step)).count()
     }
 
     /// Bytes of all matrices in the file.

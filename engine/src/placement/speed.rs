@@ -19,6 +19,8 @@ pub struct DeviceSpeed {
     pub visit: f64,
     /// Seconds of a step, beside reading weights.
     pub step: f64,
+    /// Seconds more of a step that reads matrices: until memory delivers at full speed, and until the last part is done.
+    pub product: f64,
     /// Seconds per byte of activations that goes in or comes out.
     pub transfer: f64,
     /// Bytes read per second: of weights by type name (`Q4_K`), of the cache by its type (`cache f16`). Weights count
@@ -29,6 +31,15 @@ pub struct DeviceSpeed {
 /// The name of a cache type's rate.
 pub(super) fn cache_rate(kv_type: KvType) -> String {
     format!("cache {}", kv_type.name())
+}
+
+/// Whether a step multiplies with matrices.
+pub(super) fn is_product(step: &Step) -> bool {
+    match step {
+        Step::Qkv { .. } | Step::Linear { .. } | Step::Glu { .. } | Step::Logits { .. } => true,
+        Step::Embed { .. } | Step::Norm { .. } | Step::HeadNorm { .. } => false,
+        Step::Rope { .. } | Step::StoreKv { .. } | Step::Attend { .. } => false,
+    }
 }
 
 /// Names of the rates that predicting a program needs.
@@ -95,7 +106,7 @@ impl Prediction {
         let position = kv_type.bytes(program.kv_elements_per_position()) as f64;
         let cache = position / speed.rates.get(&cache_rate(kv_type))?;
         for step in parts.iter().flat_map(|b| &b.steps) {
-            self.base += speed.step;
+            self.base += speed.step + if is_product(step) { speed.product } else { 0.0 };
             if let Step::Attend { window, .. } = step {
                 self.attention.push((cache, *window));
             }

@@ -9,18 +9,17 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
-use tandem_loader::Gguf;
-use tandem_models::{Program, WeightRole};
+use tandem_engine::placement::{Device, GpuLayers, bytes_per_token};
 
-use crate::args::{ContextArgs, CpuIsa, GpuLayers, ModelArgs, positive};
+use crate::args::{ContextArgs, CpuIsa, ModelArgs, positive};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::placement::{PlacementArgs, cache_folder};
 use crate::threads::physical_cores;
 use crate::ui::Ui;
 use measure::Test;
@@ -49,14 +48,13 @@ pub(crate) struct BenchArgs {
     /// CPU threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     threads: Vec<usize>,
-    /// Layers on the GPU (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto")]
     gpu_layers: Vec<GpuLayers>,
     #[command(flatten)]
+    placement: PlacementArgs,
+    #[command(flatten)]
     context: ContextArgs,
-    /// An error where something cannot be placed as asked
-    #[arg(long)]
-    strict_placement: bool,
     /// Highest CPU instruction set to use, for tests and comparisons
     #[arg(long, value_name = "ISA", hide_short_help = true)]
     cpu_isa: Option<CpuIsa>,
@@ -77,7 +75,6 @@ pub(crate) enum Format {
 
 /// Measures and prints row by row.
 pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    args.gpu_layers.iter().try_for_each(|layers| layers.check())?;
     let tests = args.tests();
     let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
@@ -88,15 +85,19 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
     let mut bandwidths = BTreeMap::new();
     for &n_threads in threads {
         for &layers in &args.gpu_layers {
-            let options = args.load_options(n_threads, longest);
+            let options = args.load_options(n_threads, layers, longest);
             let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
             for test in &tests {
                 let samples = measure::run(&mut session, test, args.repetitions)?;
                 let mut row = Row::new(&gguf, &session, test, layers, samples);
                 if !test.is_prompt() {
-                    let bytes = bytes_per_token(&gguf, session.model().program());
-                    let measured = *bandwidths.entry(n_threads).or_insert_with(|| bandwidth::measure(n_threads));
-                    row.set_bandwidth(bytes, measured);
+                    let model = session.model();
+                    row.set_prediction(model.plan().prediction.as_ref());
+                    let on_cpu = model.placement().devices_in_use() == [Device::Cpu];
+                    // The bandwidth of the CPU's memory bounds nothing that runs elsewhere.
+                    let memory =
+                        on_cpu.then(|| *bandwidths.entry(n_threads).or_insert_with(|| bandwidth::measure(n_threads)));
+                    row.set_bandwidth(bytes_per_token(&gguf, model.program()), memory);
                 }
                 table.row(row, &mut std::io::stdout().lock())?;
             }
@@ -118,25 +119,15 @@ impl BenchArgs {
         tests
     }
 
-    fn load_options(&self, threads: usize, longest: usize) -> LoadOptions {
+    fn load_options(&self, threads: usize, layers: GpuLayers, longest: usize) -> LoadOptions {
         LoadOptions {
             threads: Some(threads),
             n_ctx: Some(self.context.ctx.unwrap_or(longest)),
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
+            wanted: self.placement.wanted(layers),
+            cache_folder: cache_folder(),
         }
     }
-}
-
-/// Bytes of weights that evaluating one token reads: every matrix and vector, and one row of each table.
-fn bytes_per_token(gguf: &Arc<Gguf>, program: &Program) -> u64 {
-    let bytes = program.weights.iter().filter_map(|weight| {
-        let tensor = gguf.tensor(&weight.tensor)?;
-        Some(match weight.role {
-            WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
-            WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
-        } as u64)
-    });
-    bytes.sum()
 }

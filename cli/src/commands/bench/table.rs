@@ -9,7 +9,8 @@ use tandem_loader::Gguf;
 
 use super::Format;
 use super::measure::Test;
-use crate::args::GpuLayers;
+use tandem_engine::placement::{Device, GpuLayers, Prediction};
+use tandem_models::BlockKind;
 
 /// One result. The names are those of the JSON output.
 #[derive(Debug, Serialize)]
@@ -41,6 +42,8 @@ pub(super) struct Row {
     memory_gb_per_s: Option<f64>,
     /// The one as a share of the other.
     memory_share: Option<f64>,
+    /// Tokens per second that the placement was expected to have, where its devices were measured.
+    predicted: Option<f64>,
     /// When it was measured, in local time.
     date: String,
 }
@@ -54,7 +57,7 @@ impl Row {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        let devices: Vec<String> = model.placement().runs.iter().map(|(device, _)| device.to_string()).collect();
+        let devices = model.placement().devices_in_use().into_iter().map(Device::name).collect::<Vec<_>>();
         let path = gguf.path();
         Row {
             model: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
@@ -65,8 +68,8 @@ impl Row {
             n_gen: if test.is_prompt() { 0 } else { test.n() },
             depth: test.depth(),
             ngl: match layers {
-                // `auto` comes to none without a GPU.
-                GpuLayers::Auto => 0.into(),
+                // What `auto` came to.
+                GpuLayers::Auto => layers_on_gpu(session).into(),
                 GpuLayers::Count(n) => n.into(),
                 GpuLayers::All => layers.to_string().into(),
             },
@@ -83,17 +86,24 @@ impl Row {
             gb_per_s: None,
             memory_gb_per_s: None,
             memory_share: None,
+            predicted: None,
             date: jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
         }
     }
 
-    /// Notes what generation reads, and what the machine can: `memory` bytes per second.
-    pub(super) fn set_bandwidth(&mut self, bytes_per_token: u64, memory: f64) {
+    /// Notes what generation reads, and what the CPU can: `memory` bytes per second, where only the CPU reads.
+    pub(super) fn set_bandwidth(&mut self, bytes_per_token: u64, memory: Option<f64>) {
         let read = bytes_per_token as f64 * self.mean;
         self.bytes_per_token = Some(bytes_per_token);
         self.gb_per_s = Some(read / 1e9);
-        self.memory_gb_per_s = Some(memory / 1e9);
-        self.memory_share = Some(read / memory);
+        self.memory_gb_per_s = memory.map(|memory| memory / 1e9);
+        self.memory_share = memory.map(|memory| read / memory);
+    }
+
+    /// Notes the speed that was predicted.
+    pub(super) fn set_prediction(&mut self, prediction: Option<&Prediction>) {
+        // Half of the tokens are before the middle one.
+        self.predicted = prediction.map(|prediction| prediction.tokens_per_second(self.depth + self.n_gen / 2));
     }
 
     fn json(&self) -> io::Result<Value> {
@@ -114,6 +124,20 @@ impl Row {
             self.memory_share.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
         ]
     }
+}
+
+/// Layers of which both halves are on the GPU.
+fn layers_on_gpu(session: &Session) -> usize {
+    let model = session.model();
+    let devices = model.placement().devices();
+    let halves = model.program().blocks.iter().zip(devices).filter(|(_, device)| *device == Device::Gpu);
+    let layers = halves.filter_map(|(block, _)| match block.kind {
+        BlockKind::Attention(layer) | BlockKind::FeedForward(layer) => Some(layer),
+        BlockKind::Embed | BlockKind::Head => None,
+    });
+    let mut halves = vec![0; model.program().hparams.n_layer];
+    layers.for_each(|layer| halves[layer] += 1);
+    halves.into_iter().filter(|n| *n == 2).count()
 }
 
 /// Writes rows as they come.
