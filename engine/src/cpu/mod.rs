@@ -1,6 +1,8 @@
 //! The CPU backend: packed weights, int8 activations, one parallel region per forward pass.
 
 mod attention;
+#[doc(hidden)]
+pub mod bench_support;
 mod buffer;
 mod exec;
 mod info;
@@ -12,6 +14,8 @@ mod matmul;
 mod matrix;
 mod ops;
 mod pack;
+pub mod roofline;
+mod sums;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -118,10 +122,10 @@ impl Layout {
             match weight.role {
                 WeightRole::Vector => vector_bytes += 4 * weight.n_in,
                 WeightRole::Table => {}
-                WeightRole::Matrix => {
+                WeightRole::Matrix | WeightRole::Experts { .. } => {
                     work = work.max(Matrix::work_len_for(weight.n_in));
                     if options.precision == Precision::Fast {
-                        arena_bytes += Matrix::packed_bytes(tensor(gguf, program, *id)?);
+                        arena_bytes += Matrix::packed_bytes(tensor(gguf, program, *id)?, weight.n_out);
                     }
                 }
             }
@@ -205,13 +209,16 @@ impl Loading<'_> {
     /// Loads one weight in the form its role asks for; also returns its bytes in the file.
     fn load(&mut self, id: WeightId, arena: &mut [u8]) -> Result<(Loaded, u64)> {
         let tensor = tensor(self.gguf, self.program, id)?.clone();
-        let loaded = match (self.program.weight(id).role, self.precision) {
+        let weight = self.program.weight(id);
+        let loaded = match (weight.role, self.precision) {
             (WeightRole::Vector, _) => Loaded::Vector(self.gguf.dequantize(&tensor)?),
             (WeightRole::Table, _) => Loaded::Table { decode: quant::decoder(&tensor)?, tensor: tensor.clone() },
-            (WeightRole::Matrix, Precision::Exact) => Loaded::Matrix(Matrix::rows(self.gguf, &tensor, self.kernels)?),
-            (WeightRole::Matrix, Precision::Fast) => {
-                let matrix = Matrix::pack(self.gguf, &tensor, self.kernels, arena, self.used)?;
-                self.used += Matrix::packed_bytes(&tensor);
+            (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Exact) => {
+                Loaded::Matrix(Matrix::rows(self.gguf, &tensor, weight.n_out, self.kernels)?)
+            }
+            (WeightRole::Matrix | WeightRole::Experts { .. }, Precision::Fast) => {
+                let matrix = Matrix::pack(self.gguf, &tensor, weight.n_out, self.kernels, arena, self.used)?;
+                self.used += Matrix::packed_bytes(&tensor, weight.n_out);
                 Loaded::Matrix(matrix)
             }
         };

@@ -24,7 +24,7 @@ pub use bytes::Bytes;
 pub use ledger::{Ledger, Needs};
 pub use plan::{Measure, Plan, Speeds, Wanted};
 pub use rules::{Part, Rule, Rules, RulesError};
-pub use speed::{DeviceSpeed, Prediction, bytes_per_token};
+pub use speed::{DeviceSpeed, Prediction};
 
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

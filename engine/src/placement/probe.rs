@@ -41,7 +41,7 @@ impl Probe {
     /// layer has its own cache. Before them are `n` blocks that only fill the cache, and a block without steps: see
     /// [`Probe::fill`], [`Probe::nothing`] and [`Probe::first_layers`].
     pub(super) fn layers(n: usize) -> Result<Probe> {
-        let registers = Registers { n_embd: SMALL, n_q: GROUP * HEAD_DIM, n_kv: HEAD_DIM, n_ff: SMALL };
+        let registers = Registers { n_embd: SMALL, n_q: GROUP * HEAD_DIM, n_kv: HEAD_DIM, n_ff: SMALL, n_expert: 0 };
         let mut b = Builder::default();
         let norm = b.vector("norm", SMALL);
         let [k, v, gate, up, down] =
@@ -49,9 +49,9 @@ impl Probe {
         let q = b.matrix("q", GgmlType::F16, SMALL, registers.n_q);
         let out = b.matrix("out", GgmlType::F16, registers.n_q, SMALL);
         for layer in 0..n {
-            b.block(BlockKind::Attention(layer), vec![Step::StoreKv { layer }]);
+            b.block(BlockKind::Attention(layer), vec![], vec![Step::StoreKv { layer }]);
         }
-        b.block(BlockKind::FeedForward(0), vec![]);
+        b.block(BlockKind::FeedForward(0), vec![], vec![]);
         for layer in 0..n {
             let attention = vec![
                 Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
@@ -61,8 +61,9 @@ impl Probe {
                 Step::Attend { layer, scale: 0.125, window: None },
                 Step::Linear { linear: out, input: Reg::A, output: Reg::X, add: true },
             ];
-            b.block(BlockKind::Attention(layer), attention);
-            b.block(BlockKind::FeedForward(layer), feed_forward(norm, gate, up, down));
+            let weights = vec![norm.weight, q.weight, k.weight, v.weight, out.weight];
+            b.block(BlockKind::Attention(layer), weights, attention);
+            b.feed_forward(layer, norm, [gate, up, down]);
         }
         b.finish(n, registers)
     }
@@ -99,9 +100,9 @@ impl Probe {
             let gate = b.matrix(&format!("gate.{layer}"), ty, n_embd, n_ff);
             let up = b.matrix(&format!("up.{layer}"), ty, n_embd, n_ff);
             let down = b.matrix(&format!("down.{layer}"), ty, n_ff, n_embd);
-            b.block(BlockKind::FeedForward(layer), feed_forward(norm, gate, up, down));
+            b.feed_forward(layer, norm, [gate, up, down]);
         }
-        b.finish(n, Registers { n_embd: n_embd, n_q: n_embd, n_kv: n_embd, n_ff: n_ff })
+        b.finish(n, Registers { n_embd: n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })
     }
 
     /// Steps that multiply with matrices.
@@ -114,14 +115,6 @@ impl Probe {
         let matrices = self.program.weights.iter().filter(|w| w.role == WeightRole::Matrix);
         matrices.filter_map(|w| self.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum()
     }
-}
-
-fn feed_forward(norm: Vector, gate: Linear, up: Linear, down: Linear) -> Vec<Step> {
-    vec![
-        Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
-        Step::Glu { gate, up, act: Activation::Silu },
-        Step::Linear { linear: down, input: Reg::F, output: Reg::X, add: true },
-    ]
 }
 
 /// A program and its file as they grow.
@@ -159,19 +152,18 @@ impl Builder {
         WeightId(self.weights.len() - 1)
     }
 
-    fn block(&mut self, kind: BlockKind, steps: Vec<Step>) {
-        let mut weights = Vec::new();
-        for step in &steps {
-            match step {
-                Step::Norm { norm, .. } => weights.push(norm.weight),
-                Step::Qkv { q, k, v } => weights.extend([q.weight, k.weight, v.weight]),
-                Step::Linear { linear, .. } | Step::Logits { linear, .. } => weights.push(linear.weight),
-                Step::Glu { gate, up, .. } => weights.extend([gate.weight, up.weight]),
-                Step::HeadNorm { q, k } => weights.extend([q.weight, k.weight]),
-                Step::Embed { table, .. } => weights.push(*table),
-                Step::Rope { .. } | Step::StoreKv { .. } | Step::Attend { .. } => {}
-            }
-        }
+    fn feed_forward(&mut self, layer: usize, norm: Vector, [gate, up, down]: [Linear; 3]) {
+        let steps = vec![
+            Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
+            Step::Glu { gate, up, act: Activation::Silu },
+            Step::Linear { linear: down, input: Reg::F, output: Reg::X, add: true },
+        ];
+        let weights = vec![norm.weight, gate.weight, up.weight, down.weight];
+        self.block(BlockKind::FeedForward(layer), weights, steps);
+    }
+
+    /// Adds a block whose steps use these weights.
+    fn block(&mut self, kind: BlockKind, weights: Vec<WeightId>, steps: Vec<Step>) {
         self.blocks.push(Block { kind, steps, weights });
     }
 
@@ -188,6 +180,9 @@ impl Builder {
                 n_layer,
                 n_embd: registers.n_embd,
                 n_ff: vec![registers.n_ff; n_layer],
+                n_expert: 0,
+                n_expert_used: 0,
+                n_ff_expert: None,
                 n_head: registers.n_q / HEAD_DIM,
                 n_head_kv: registers.n_kv / HEAD_DIM,
                 head_dim: HEAD_DIM,

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use tandem_loader::Gguf;
-use tandem_models::{BlockKind, Program, Step, WeightRole};
+use tandem_loader::{Gguf, TensorInfo};
+use tandem_models::{BlockKind, Program, Step, Weight, WeightRole};
 
 use super::{Device, Placement};
 use crate::model::KvType;
@@ -37,28 +37,28 @@ pub(super) fn cache_rate(kv_type: KvType) -> String {
 pub(super) fn is_product(step: &Step) -> bool {
     match step {
         Step::Qkv { .. } | Step::Linear { .. } | Step::Glu { .. } | Step::Logits { .. } => true,
-        Step::Embed { .. } | Step::Norm { .. } | Step::HeadNorm { .. } => false,
+        Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } => true,
+        Step::Embed { .. } | Step::Norm { .. } | Step::HeadNorm { .. } | Step::SigmoidGate { .. } => false,
         Step::Rope { .. } | Step::StoreKv { .. } | Step::Attend { .. } => false,
     }
 }
 
 /// Names of the rates that predicting a program needs.
 pub(super) fn rates_needed(gguf: &Gguf, program: &Program, kv_type: KvType) -> BTreeSet<String> {
-    let matrices = program.weights.iter().filter(|w| w.role == WeightRole::Matrix);
-    let types = matrices.filter_map(|w| gguf.tensor(&w.tensor)).map(|t| t.ty.name().to_owned());
+    let matrices = program.weights.iter().filter_map(|w| Some((w, gguf.tensor(&w.tensor)?)));
+    let matrices = matrices.filter(|(w, tensor)| matrix_bytes(program, w, tensor) > 0);
+    let types = matrices.map(|(_, tensor)| tensor.ty.name().to_owned());
     types.chain([cache_rate(kv_type)]).collect()
 }
 
-/// Bytes of weights in the file that one token reads: every matrix and vector, and one row of each table.
-pub fn bytes_per_token(gguf: &Gguf, program: &Program) -> u64 {
-    let bytes = program.weights.iter().filter_map(|weight| {
-        let tensor = gguf.tensor(&weight.tensor)?;
-        Some(match weight.role {
-            WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
-            WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
-        } as u64)
-    });
-    bytes.sum()
+/// Bytes of a weight in the file that one token reads as a product's matrix: of experts, those that it uses. Vectors and
+/// rows of tables are too few to count.
+fn matrix_bytes(program: &Program, weight: &Weight, tensor: &TensorInfo) -> usize {
+    match weight.role {
+        WeightRole::Matrix => tensor.n_bytes(),
+        WeightRole::Experts { n_expert } => tensor.n_bytes() / n_expert * program.hparams.n_expert_used,
+        WeightRole::Table | WeightRole::Vector => 0,
+    }
 }
 
 /// The time a token is expected to take.
@@ -98,10 +98,12 @@ impl Prediction {
         let ends_in_logits = parts.iter().any(|b| b.kind == BlockKind::Head);
         let floats_out = if ends_in_logits { program.hparams.n_vocab } else { program.registers.n_embd };
         self.base += speed.visit + 4.0 * (program.registers.n_embd + floats_out) as f64 * speed.transfer;
-        // Vectors and rows of tables are too few to be counted.
-        let ids = parts.iter().flat_map(|b| &b.weights).map(|id| program.weight(*id));
-        for tensor in ids.filter(|w| w.role == WeightRole::Matrix).filter_map(|w| gguf.tensor(&w.tensor)) {
-            self.base += tensor.n_bytes() as f64 / speed.rates.get(tensor.ty.name())?;
+        for weight in parts.iter().flat_map(|b| &b.weights).map(|id| program.weight(*id)) {
+            let Some(tensor) = gguf.tensor(&weight.tensor) else { continue };
+            let bytes = matrix_bytes(program, weight, tensor);
+            if bytes > 0 {
+                self.base += bytes as f64 / speed.rates.get(tensor.ty.name())?;
+            }
         }
         let position = kv_type.bytes(program.kv_elements_per_position()) as f64;
         let cache = position / speed.rates.get(&cache_rate(kv_type))?;

@@ -2,15 +2,16 @@
 
 use tandem_models::{Program, Reg};
 
-use super::super::attention::{AttentionWork, CHUNK, MAX_ROWS};
+use super::super::attention::{AttentionWork, CHUNK, MAX_QUERIES};
 use super::super::isa::LANES;
 use super::super::matmul::ActGroup;
 use super::super::ops;
 use super::super::pack::GROUP;
 use super::MAX_COLS;
+use super::experts::{Routing, RoutingSizes};
 
 /// Number of registers.
-pub(super) const N_REGISTERS: usize = 7;
+pub(super) const N_REGISTERS: usize = 8;
 
 /// Where a register's rows are kept.
 pub(super) fn slot(reg: Reg) -> usize {
@@ -22,26 +23,29 @@ pub(super) fn slot(reg: Reg) -> usize {
         Reg::V => 4,
         Reg::A => 5,
         Reg::F => 6,
+        Reg::R => 7,
     }
 }
 
 /// How long each part of the work memory is, in elements: what is allocated, and what the ledger counts.
 #[derive(Debug, Clone)]
 pub(in crate::cpu) struct Sizes {
+    /// Tokens of the largest batch, and where the last one ends.
+    n: usize,
+    end: usize,
     registers: [usize; N_REGISTERS],
     groups: usize,
     /// By rope.
     angles: Vec<usize>,
     partial: usize,
+    routing: RoutingSizes,
+    n_members: usize,
     /// Of each member.
     work: usize,
     tile: usize,
+    tile2: usize,
     mix: usize,
-    value_stride: usize,
-    n_members: usize,
-    /// Tokens of the largest batch, and where the last one ends.
-    n: usize,
-    end: usize,
+    head_dim: usize,
 }
 
 impl Sizes {
@@ -50,31 +54,34 @@ impl Sizes {
         let (hp, regs) = (&program.hparams, &program.registers);
         let value_stride = hp.head_dim.next_multiple_of(LANES);
         let mut registers = [0; N_REGISTERS];
-        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
+        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F, Reg::R] {
             registers[slot(reg)] = n * regs.width(reg);
         }
-        let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
+        // The head quantizes its input to twice as many columns.
+        let widest = (2 * regs.n_embd).max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
         Sizes {
+            n,
+            end,
             registers,
             groups: n * widest / GROUP,
             angles: program.ropes.iter().map(|rope| n * rope.freqs.len()).collect(),
             partial: hp.n_head.saturating_mul(end.div_ceil(CHUNK)).saturating_mul(value_stride + 2),
-            work,
-            tile: n.min(MAX_COLS) * LANES,
-            mix: MAX_ROWS * value_stride,
-            value_stride,
+            routing: RoutingSizes { rows: n * hp.n_expert_used, experts: regs.n_expert },
             n_members,
-            n,
-            end,
+            work,
+            tile: (2 * n).min(MAX_COLS) * LANES,
+            tile2: n.min(MAX_COLS) * LANES,
+            mix: MAX_QUERIES * value_stride,
+            head_dim: hp.head_dim,
         }
     }
 
     /// Bytes of all of it.
     pub(in crate::cpu) fn bytes(&self) -> usize {
         let shared = self.registers.iter().sum::<usize>() + 2 * self.angles.iter().sum::<usize>();
-        let member = self.work + 2 * self.tile + self.mix + AttentionWork::len(self.value_stride);
-        let floats = (shared + self.n_members * member).saturating_add(self.partial);
-        floats.saturating_mul(4).saturating_add(self.groups * size_of::<ActGroup>())
+        let member = 4 * (self.work + self.tile + self.tile2 + self.mix) + AttentionWork::new(self.head_dim).bytes();
+        let fixed = 4 * shared + self.groups * size_of::<ActGroup>() + self.routing.bytes() + self.n_members * member;
+        self.partial.saturating_mul(4).saturating_add(fixed)
     }
 }
 
@@ -89,6 +96,7 @@ pub(in crate::cpu) struct Scratch {
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// Running results of queries: weighted values, then maximum and sum.
     pub(super) partial: Vec<f32>,
+    pub(super) routing: Routing,
     pub(super) members: Vec<MemberScratch>,
 }
 
@@ -108,8 +116,8 @@ impl Scratch {
         let member = || MemberScratch {
             work: zeros(sizes.work),
             tile: zeros(sizes.tile),
-            tile2: zeros(sizes.tile),
-            attention: AttentionWork::new(sizes.value_stride),
+            tile2: zeros(sizes.tile2),
+            attention: AttentionWork::new(sizes.head_dim),
             mix: zeros(sizes.mix),
         };
         Scratch {
@@ -117,6 +125,7 @@ impl Scratch {
             groups: vec![ActGroup::default(); sizes.groups],
             angles: sizes.angles.iter().map(|len| (zeros(*len), zeros(*len))).collect(),
             partial: zeros(sizes.partial),
+            routing: Routing::new(sizes.routing),
             members: (0..sizes.n_members).map(|_| member()).collect(),
             sizes,
         }
