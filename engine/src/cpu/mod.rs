@@ -9,7 +9,7 @@ mod kv;
 mod kv_format;
 mod matmul;
 mod matrix;
-mod ops;
+pub(crate) mod ops;
 mod pack;
 mod team;
 #[cfg(test)]
