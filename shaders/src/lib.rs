@@ -5,6 +5,9 @@
 
 mod compose;
 mod formats;
+mod kernels;
+pub mod params;
 
 pub use compose::{ComposeError, Define, Place, compose};
 pub use formats::{ALIGNMENT, Decode, FORMATS, Format, GROUP, MAX_PLANES, Plane};
+pub use kernels::{Binding, Cache, HeadShape, Kernel, Operands, Pairing, SOURCES};

@@ -12,7 +12,7 @@ mod kv;
 mod kv_format;
 mod matmul;
 mod matrix;
-mod ops;
+pub(crate) mod ops;
 mod pack;
 pub mod roofline;
 mod sums;

@@ -131,7 +131,7 @@ fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
         cooperative_matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
         pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
-        unusable: unusable(features, &limits),
+        unusable: unusable(adapter),
         max_buffer: limits.max_buffer_size,
         max_binding: limits.max_storage_buffer_binding_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -140,7 +140,11 @@ fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
 }
 
 /// Why the kernels cannot run on an adapter.
-fn unusable(features: wgpu::Features, limits: &wgpu::Limits) -> Option<String> {
+fn unusable(adapter: &wgpu::Adapter) -> Option<String> {
+    let (features, limits) = (adapter.features(), adapter.limits());
+    if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32) {
+        return Some("it cannot read 16-bit floats".into());
+    }
     if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < IMMEDIATE_BYTES {
         return Some(format!("it takes fewer than {IMMEDIATE_BYTES} bytes of immediate values per dispatch"));
     }
@@ -227,6 +231,17 @@ impl Gpu {
             }
         });
         Ok(Gpu { device, queue, info, trouble })
+    }
+
+    /// Waits until a submission is done.
+    ///
+    /// # Errors
+    /// As for [`Gpu::check`].
+    pub(super) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        let polled = self.device.poll(wait);
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| GpuError::Failed { message: format!("waiting for the device: {e}") })
     }
 
     /// What went wrong since the last time this was asked.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use tandem_loader::{Gguf, TensorInfo};
-use tandem_models::{Block, Linear, Program, Reg, Step, WeightId};
-use tandem_shaders::{Decode, Format, GROUP};
+use tandem_models::{Hparams, Linear, Program, Reg, Step, WeightId};
+use tandem_shaders::{Decode, Format, GROUP, HeadShape};
 
 use super::error::GpuError;
 use super::{GpuOptions, Requirement};
@@ -36,10 +36,7 @@ pub(super) enum Buf {
     A,
     GateUp,
     F,
-}
-
-impl Buf {
-    pub(super) const ALL: [Buf; 6] = [Buf::X, Buf::H, Buf::Qkv, Buf::A, Buf::GateUp, Buf::F];
+    Logits,
 }
 
 /// Where rows of activations lie.
@@ -97,37 +94,6 @@ pub(super) struct CacheSpec {
     pub(super) parts: Vec<Range<usize>>,
 }
 
-/// Geometry of the attention kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct AttendShape {
-    /// Elements of a head, in fours.
-    pub(super) quads: usize,
-    /// Threads, and positions looked at together.
-    pub(super) threads: usize,
-    /// Queries of a workgroup in a batch.
-    pub(super) rows: usize,
-    /// Queries of a workgroup for a single token.
-    pub(super) rows_one: usize,
-}
-
-impl AttendShape {
-    fn new(head_dim: usize, group: usize) -> Result<AttendShape> {
-        let quads = head_dim.div_ceil(4);
-        let threads = quads.next_power_of_two().max(64);
-        if threads > 256 {
-            return Err(GpuError::Unsupported { what: format!("a head of {head_dim} elements (at most 1024)") }.into());
-        }
-        // Queries and scores stay within 16 KiB of workgroup memory.
-        let rows = (512 / quads.next_power_of_two()).clamp(1, 16);
-        Ok(AttendShape { quads, threads, rows, rows_one: group.next_power_of_two().min(rows) })
-    }
-
-    /// Bytes of the shares that are merged at the end: of each query its mix, maximum and sum.
-    fn partial_bytes(&self) -> usize {
-        MAX_SHARES * self.rows * (self.quads + 1) * 16
-    }
-}
-
 /// Everything that is allocated for a set of blocks.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -141,7 +107,7 @@ pub(super) struct Layout {
     pub(super) vector_bytes: usize,
     /// By layer.
     pub(super) caches: Vec<Option<CacheSpec>>,
-    pub(super) attend: AttendShape,
+    pub(super) shape: HeadShape,
     /// Bytes of each buffer of activations; those that no step uses are missing.
     pub(super) bufs: HashMap<Buf, usize>,
     pub(super) act_bytes: usize,
@@ -149,7 +115,6 @@ pub(super) struct Layout {
     pub(super) partial_bytes: usize,
     /// Rows of logits computed at a time; 0 without the output head.
     pub(super) logit_rows: usize,
-    pub(super) logit_bytes: usize,
     pub(super) readback_bytes: usize,
     pub(super) staging_bytes: usize,
 }
@@ -183,6 +148,7 @@ pub(super) fn stride(program: &Program, buf: Buf) -> usize {
         Buf::A => regs.n_q,
         Buf::GateUp => 2 * regs.n_ff,
         Buf::F => regs.n_ff,
+        Buf::Logits => return program.hparams.n_vocab,
     };
     width.next_multiple_of(GROUP)
 }
@@ -246,7 +212,7 @@ impl Layout {
     ) -> Result<Layout> {
         let hp = &program.hparams;
         let n_vocab = hp.n_vocab;
-        let attend = AttendShape::new(hp.head_dim, hp.n_head / hp.n_head_kv.max(1))?;
+        let shape = head_shape(hp)?;
         let mut layout = Layout {
             matrices: Vec::new(),
             products: HashMap::new(),
@@ -254,13 +220,12 @@ impl Layout {
             biases: HashMap::new(),
             vector_bytes: ALIGNMENT, // the first vector is all zeros: the bias of matrices without one
             caches: vec![None; hp.n_layer],
-            attend,
+            shape,
             bufs: HashMap::new(),
             act_bytes: 0,
             angle_bytes: 0,
             partial_bytes: 0,
             logit_rows: 0,
-            logit_bytes: 0,
             readback_bytes: 0,
             staging_bytes: 0,
         };
@@ -278,7 +243,7 @@ impl Layout {
             match step {
                 Step::StoreKv { layer } | Step::Attend { layer, .. } => {
                     layout.caches[*layer] = Some(CacheSpec::new(program, options, binding)?);
-                    layout.partial_bytes = attend.partial_bytes();
+                    layout.partial_bytes = partial_bytes(shape);
                 }
                 Step::Rope { .. } => {
                     let pairs: usize = program.ropes.iter().map(|r| r.freqs.len()).sum();
@@ -294,8 +259,11 @@ impl Layout {
             }
         }
         layout.bufs.insert(Buf::X, bytes(stride(program, Buf::X)));
-        layout.logit_bytes = 4 * layout.logit_rows * n_vocab;
-        layout.readback_bytes = layout.logit_bytes.max(layout.bufs[&Buf::X]);
+        let logits = 4 * layout.logit_rows * n_vocab;
+        if logits > 0 {
+            layout.bufs.insert(Buf::Logits, logits);
+        }
+        layout.readback_bytes = logits.max(layout.bufs[&Buf::X]);
         let groups = layout.matrices.iter().map(|m| if m.wants_int8(options.precision) { m.n_in / GROUP } else { 0 });
         layout.act_bytes = rows * groups.max().unwrap_or(0) * ACT_GROUP_BYTES;
         layout.staging_bytes = if layout.matrices.is_empty() { 0 } else { 2 * STAGING };
@@ -373,14 +341,8 @@ impl Layout {
 
     /// Bytes held once loading is done.
     pub(super) fn memory(&self) -> MemoryReport {
-        let scratch = [
-            self.bufs.values().sum(),
-            self.act_bytes,
-            self.angle_bytes,
-            self.partial_bytes,
-            self.logit_bytes,
-            self.readback_bytes,
-        ];
+        let scratch =
+            [self.bufs.values().sum(), self.act_bytes, self.angle_bytes, self.partial_bytes, self.readback_bytes];
         MemoryReport {
             weights: self.weight_bytes(),
             kv_cache: self.caches.iter().flatten().map(CacheSpec::bytes).sum(),
@@ -392,8 +354,7 @@ impl Layout {
 impl CacheSpec {
     fn new(program: &Program, options: &GpuOptions, binding: u64) -> Result<CacheSpec> {
         let hp = &program.hparams;
-        let tiles = options.n_ctx.div_ceil(GROUP);
-        let head_bytes = tiles.saturating_mul(GROUP * element_bytes(options.kv_type, hp.head_dim));
+        let head_bytes = cache_tiles(options.n_ctx).saturating_mul(GROUP * element_bytes(options.kv_type, hp.head_dim));
         let most = binding as usize / head_bytes.max(1);
         if most == 0 {
             let what = format!("a context of {} positions ({head_bytes} bytes per head)", options.n_ctx);
@@ -409,6 +370,25 @@ impl CacheSpec {
     }
 }
 
+/// Tiles of 32 positions that a cache is made of.
+pub(super) fn cache_tiles(n_ctx: usize) -> usize {
+    n_ctx.div_ceil(GROUP)
+}
+
+/// Sizes of the attention heads, as the kernels take them.
+fn head_shape(hp: &Hparams) -> Result<HeadShape> {
+    let shape = HeadShape { head_dim: hp.head_dim as u32, group: (hp.n_head / hp.n_head_kv.max(1)) as u32 };
+    if shape.threads() > 256 {
+        return Err(GpuError::Unsupported { what: format!("a head of {} elements (at most 1024)", hp.head_dim) }.into());
+    }
+    Ok(shape)
+}
+
+/// Bytes of the shares that are merged at the end: of each query its mix, maximum and sum.
+fn partial_bytes(shape: HeadShape) -> usize {
+    MAX_SHARES * (shape.max_rows() * (shape.quads() + 1) * 16) as usize
+}
+
 /// Bytes of a key or value of one head.
 pub(super) fn element_bytes(kv_type: KvType, head_dim: usize) -> usize {
     let groups = head_dim.div_ceil(GROUP);
@@ -421,7 +401,7 @@ pub(super) fn element_bytes(kv_type: KvType, head_dim: usize) -> usize {
     }
 }
 
-fn tensor<'a>(gguf: &'a Gguf, program: &Program, id: WeightId) -> Result<&'a TensorInfo> {
+pub(super) fn tensor<'a>(gguf: &'a Gguf, program: &Program, id: WeightId) -> Result<&'a TensorInfo> {
     let name = &program.weight(id).tensor;
     Ok(gguf.tensor(name).ok_or_else(|| tandem_models::Error::MissingTensor { tensor: name.clone() })?)
 }
@@ -440,9 +420,4 @@ pub(super) fn required(
 ) -> Result<Requirement> {
     let layout = Layout::new(gguf, program, blocks, options, binding_limit(options, None))?;
     Ok(Requirement { memory: layout.memory(), staging: layout.staging_bytes })
-}
-
-/// Whether a block has an output head.
-pub(super) fn has_logits(block: &Block) -> bool {
-    block.steps.iter().any(|s| matches!(s, Step::Logits { .. }))
 }
