@@ -189,8 +189,7 @@ fn kl(p: &[f32], q: &[f32]) -> f64 {
 fn check_passage(case: &Case) {
     let tokens = ids(&case.passage["tokens"]);
     let reference = &case.passage["f32_reference"];
-    let options =
-        GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 512, ..GpuOptions::default() };
+    let options = GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 512, ..GpuOptions::default() };
     let exact = Runner::new(&case.gguf, &options).eval(&tokens, 0);
     let n_vocab = exact.len() / tokens.len();
     let (mut worst, mut error, mut power) = (0.0f64, 0.0, 0.0);

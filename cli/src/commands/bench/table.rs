@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::Value;
 use tandem_engine::Session;
-use tandem_engine::placement::{Device, GpuLayers};
 use tandem_engine::cpu::roofline::Roofline;
+use tandem_engine::placement::{Device, GpuLayers};
 use tandem_loader::Gguf;
 use tandem_models::BlockKind;
 
