@@ -37,6 +37,7 @@ fn session(gguf: &Arc<Gguf>, way: Way, n_ctx: usize) -> Session {
         precision: way.precision,
         kv_type: way.kv_type,
         isa: Some(way.isa),
+        ..LoadOptions::default()
     };
     let mut session = Session::new(Model::load(gguf.clone(), &options, &mut |_, _| ()).unwrap());
     session.set_batch(way.batch);
