@@ -11,6 +11,7 @@ mod ids;
 mod interrupt;
 mod open;
 mod output;
+mod placement;
 mod prompt;
 mod threads;
 mod ui;

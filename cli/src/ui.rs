@@ -162,14 +162,7 @@ impl Progress for FetchProgress<'_> {
 
 /// A size for people: `93.8 MiB`.
 pub(crate) fn bytes(n: u64) -> String {
-    let mut value = n as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
+    tandem_engine::placement::Bytes(n).to_string()
 }
 
 /// A duration for people: `0.42 s`, `120 ms`.

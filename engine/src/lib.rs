@@ -9,6 +9,8 @@ pub mod backend;
 pub mod cpu;
 mod error;
 pub mod generate;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod inputs;
 mod model;
 pub mod placement;
@@ -22,5 +24,5 @@ pub use error::{Error, Result};
 pub use generate::{GenerateError, GenerateOptions, Generation, StopReason, generate};
 pub use inputs::{InputSquares, MatrixInputs};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
-pub use placement::Placement;
+pub use placement::{Device, Placement, Plan};
 pub use session::{DEFAULT_BATCH, Outputs, Session};

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::inputs::InputSquares;
 
 /// Contents of the registers for one batch: `[n_tokens, width]`, row-major.
-type RegisterFile = HashMap<Reg, Vec<f32>>;
+pub(crate) type RegisterFile = HashMap<Reg, Vec<f32>>;
 
 /// A model held as f32, and its cache.
 pub struct Reference {
@@ -63,7 +63,7 @@ impl Reference {
     }
 
     /// Runs one step. Positions are those after the step's layer's cache.
-    fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
+    pub(crate) fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
         match step {
             Step::Embed { table, scale } => {
                 let n_embd = self.program.hparams.n_embd;

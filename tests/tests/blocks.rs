@@ -66,7 +66,7 @@ fn every_block_equals_the_reference() {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         for isa in IsaLevel::ALL.into_iter().filter(|isa| isa.is_available()) {
             // f32 sums of a few hundred terms: 1e-12 is their rounding.
-            let exact = CpuOptions {
+            let exact = || CpuOptions {
                 threads: 2,
                 precision: Precision::Exact,
                 kv_type: KvType::F32,
@@ -74,9 +74,9 @@ fn every_block_equals_the_reference() {
                 isa: Some(isa),
                 inputs: None,
             };
-            check(name, &gguf, exact, 1e-11);
+            check(name, &gguf, exact(), 1e-11);
             // The cache rounded to f16: 2^-11 relative, squared, of the attention's share of X.
-            let fast = CpuOptions { precision: Precision::Fast, kv_type: KvType::F16, ..exact };
+            let fast = CpuOptions { precision: Precision::Fast, kv_type: KvType::F16, ..exact() };
             check(name, &gguf, fast, 1e-6);
         }
     }

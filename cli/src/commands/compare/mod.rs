@@ -96,7 +96,7 @@ struct TextResult {
 
 /// Compares and prints.
 pub(crate) fn run(args: &CompareArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    let options = args.load.options()?;
+    let options = args.load.options();
     let n_ctx = windows::n_ctx(&args.load.context)?;
     let text = args.file.as_ref().map(|file| TextArgs { file: file.clone(), chunks: args.chunks });
     let bytes = text.as_ref().map(TextArgs::read).transpose()?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
+use tandem_engine::placement::GpuLayers;
 use tandem_engine::score::Windows;
 use tandem_engine::{InputSquares, MatrixInputs, Outputs, Session};
 use tandem_models::{Program, Step};
@@ -54,9 +55,13 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         anyhow::bail!("cannot write {}: there is no folder {}", out.display(), folder.display());
     }
-    let mut options = args.load.options()?;
+    let mut options = args.load.options();
     let n_ctx = windows::n_ctx(&args.load.context)?;
     options.n_ctx = Some(n_ctx);
+    if options.wanted.layers == GpuLayers::Auto {
+        // Only what the CPU computes is observed.
+        options.wanted.layers = GpuLayers::Count(0);
+    }
     let text = args.text.read()?;
     let gguf = open::open(&args.model, ui, interrupt)?;
     let tokenizer = open::tokenizer(&gguf)?;

@@ -28,8 +28,8 @@ use crate::model::KvType;
 
 use experts::SharedRouting;
 use observe::Observed;
-pub(super) use scratch::Scratch;
 use scratch::{MemberScratch, N_REGISTERS, slot};
+pub(super) use scratch::{Scratch, Sizes};
 
 /// Most columns multiplied with a panel at a time: their results stay in the L1 or L2 cache.
 const MAX_COLS: usize = 512;
