@@ -123,7 +123,7 @@ fn check(squares: &InputSquares, program: &Program, process_output: bool) -> any
     let is_left_out = |matrix: &&MatrixInputs| !process_output && heads.contains(&matrix.tensor.as_str());
     for matrix in squares.matrices().filter(|matrix| !is_left_out(matrix)) {
         if matrix.counts == [0] {
-            return Err(Failure::placement(format!(
+            return Err(Failure::usage(format!(
                 "no input of {} was seen: only what the CPU computes is observed; use -ngl 0",
                 matrix.tensor
             )));
