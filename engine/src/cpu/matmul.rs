@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::isa::{Isa, LANES};
 use super::pack::{GROUP, Packed, PackedFloat};
+use super::sums;
 
 /// 32 quantized activations: what a product needs of them lies together, so that a column is one pointer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -202,6 +203,10 @@ unsafe fn group<S: Isa, P: Packed>(
     // SAFETY: as for [`panel`].
     unsafe {
         let a = (&raw const (*act).q).cast::<i8>();
+        if P::OCTETS {
+            let [sum] = sums::group::<S, 1>(|j| quants[j], [act]);
+            return apply::<S, P>(total, [sum; 2], scales, act);
+        }
         let mut acc = start::<S, P>(act);
         for (j, w) in quants.iter().enumerate() {
             let half = j * P::HALVES / 8;
@@ -306,6 +311,16 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
         }
         for kb in 0..span.len() {
             let packed = work.add(kb * unpacked_bytes(P::HALVES));
+            if P::OCTETS {
+                let acts = columns.map(|column| column.add(kb));
+                let sums = sums::group::<S, N>(|j| S::b_load(packed.add(64 * j)), acts);
+                let floats = packed.add(LANES * GROUP).cast::<f32>();
+                let scales = [(S::f_load(floats), S::f_load(floats.add(LANES))); 2];
+                for n in 0..N {
+                    total[n] = apply::<S, P>(total[n], [sums[n]; 2], &scales, acts[n]);
+                }
+                continue;
+            }
             let mut acc: [[S::I; 2]; N] = std::array::from_fn(|n| start::<S, P>(columns[n].add(kb)));
             for j in 0..8 {
                 let w = S::b_load(packed.add(64 * j));

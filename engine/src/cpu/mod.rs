@@ -1,6 +1,8 @@
 //! The CPU backend: packed weights, int8 activations, one parallel region per forward pass.
 
 mod attention;
+#[doc(hidden)]
+pub mod bench_support;
 mod buffer;
 mod exec;
 mod isa;
@@ -11,6 +13,8 @@ mod matmul;
 mod matrix;
 mod ops;
 mod pack;
+pub mod roofline;
+mod sums;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -106,9 +110,7 @@ impl CpuBackend {
         }
         let work =
             weights.iter().filter_map(|w| if let Some(Loaded::Matrix(m)) = w { Some(m.work_len()) } else { None });
-        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || {
-            AttentionWork::new(hp.head_dim.next_multiple_of(isa::LANES))
-        });
+        let scratch = exec::Scratch::new(team.len(), work.max().unwrap_or(0), || AttentionWork::new(hp.head_dim));
         Ok(CpuBackend {
             name: format!("CPU ({} threads, {})", team.len(), kernels.name),
             gguf: gguf.clone(),

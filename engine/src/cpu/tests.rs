@@ -56,6 +56,15 @@ fn blocks(ty: GgmlType, n: usize, values: Values, random: &mut Random) -> Vec<u8
         } else if matches!(ty, GgmlType::BF16) {
             block = half::bf16::from_f32(random.float()).to_le_bytes().to_vec();
         }
+        if matches!(ty, GgmlType::IQ1_M) {
+            let d = half::f16::from_f32(random.float()).to_bits();
+            for i in 0..4 {
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((d >> (4 * i)) as u8) << 4;
+            }
+        } else if matches!(ty, GgmlType::MXFP4) {
+            // Exponents of 2^-10 to 2^6.
+            block[0] = 118 + block[0] % 16;
+        }
         decode(&block, &mut weights);
         assert!(weights.iter().all(|w| w.is_finite()), "{ty}");
         out.extend(block);
@@ -67,12 +76,15 @@ fn blocks(ty: GgmlType, n: usize, values: Values, random: &mut Random) -> Vec<u8
 fn scale_fields(ty: GgmlType) -> Vec<usize> {
     use GgmlType::*;
     match ty {
-        F16 | Q4_0 | Q5_0 | Q8_0 => vec![0],
+        F16 | Q4_0 | Q5_0 | Q8_0 | Q1_0 | Q2_0 => vec![0],
+        IQ1_S | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_NL | IQ4_XS => vec![0],
         Q4_1 | Q5_1 | Q4_K | Q5_K => vec![0, 2],
         Q2_K => vec![80, 82],
         Q3_K => vec![108],
         Q6_K => vec![208],
-        F32 | BF16 => vec![],
+        TQ1_0 => vec![52],
+        TQ2_0 => vec![64],
+        F32 | BF16 | IQ1_M | MXFP4 | NVFP4 => vec![],
         other => unreachable!("say where the f16 fields of {other} are"),
     }
 }

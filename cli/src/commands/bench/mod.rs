@@ -2,20 +2,18 @@
 //!
 //! For every combination of the lists: a warm-up, then for each repetition the cache is cleared, the depth is evaluated
 //! without counting, and the prompt (or the generation, one token at a time) is timed. Tokens are random.
+//!
+//! Results are given as shares of what this machine can do at most, measured on the spot: `--roofline` shows that alone.
 
-mod bandwidth;
+mod limits;
 mod measure;
 mod table;
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
-use tandem_loader::Gguf;
-use tandem_models::{Program, WeightRole};
 
 use crate::args::{ContextArgs, CpuIsa, GpuLayers, ModelArgs, positive};
 use crate::exit::Failure;
@@ -23,6 +21,7 @@ use crate::interrupt::Interrupt;
 use crate::open;
 use crate::threads::physical_cores;
 use crate::ui::Ui;
+use limits::{Limits, Work};
 use measure::Test;
 use table::{Row, Table};
 
@@ -44,6 +43,12 @@ pub(crate) struct BenchArgs {
     /// How to print the results
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
+    /// The same as -o json
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+    /// Only measure this machine: how fast it reads memory and multiplies. No model is needed
+    #[arg(long, conflicts_with_all = ["n_prompt", "n_gen", "depth", "repetitions", "model"])]
+    roofline: bool,
     #[command(flatten)]
     model: ModelArgs,
     /// CPU threads [default: the physical cores this process may use]
@@ -77,27 +82,26 @@ pub(crate) enum Format {
 
 /// Measures and prints row by row.
 pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
+    let mut limits = Limits::new(args.cpu_isa.map(IsaLevel::from));
+    if args.roofline {
+        return limits::print(&mut limits, &args.threads(), args.format());
+    }
     args.gpu_layers.iter().try_for_each(|layers| layers.check())?;
     let tests = args.tests();
     let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
     };
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let mut table = Table::new(args.output, &tests);
-    let threads = if args.threads.is_empty() { &[physical_cores()][..] } else { &args.threads };
-    let mut bandwidths = BTreeMap::new();
-    for &n_threads in threads {
+    let mut table = Table::new(args.format(), &tests);
+    for n_threads in args.threads() {
         for &layers in &args.gpu_layers {
             let options = args.load_options(n_threads, longest);
             let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
+            let work = Work::of(&gguf, session.model().program(), options.precision);
             for test in &tests {
                 let samples = measure::run(&mut session, test, args.repetitions)?;
                 let mut row = Row::new(&gguf, &session, test, layers, samples);
-                if !test.is_prompt() {
-                    let bytes = bytes_per_token(&gguf, session.model().program());
-                    let measured = *bandwidths.entry(n_threads).or_insert_with(|| bandwidth::measure(n_threads));
-                    row.set_bandwidth(bytes, measured);
-                }
+                row.set_limits(&work, test, limits.of(n_threads)?);
                 table.row(row, &mut std::io::stdout().lock())?;
             }
         }
@@ -108,6 +112,14 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
 }
 
 impl BenchArgs {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+
+    fn threads(&self) -> Vec<usize> {
+        if self.threads.is_empty() { vec![physical_cores()] } else { self.threads.clone() }
+    }
+
     /// Prompt before generation, at each depth.
     fn tests(&self) -> Vec<Test> {
         let mut tests = Vec::new();
@@ -127,17 +139,4 @@ impl BenchArgs {
             isa: self.cpu_isa.map(IsaLevel::from),
         }
     }
-}
-
-/// Bytes of weights that evaluating one token reads: every matrix and vector, the experts it uses, and one row of each table.
-fn bytes_per_token(gguf: &Arc<Gguf>, program: &Program) -> u64 {
-    let bytes = program.weights.iter().filter_map(|weight| {
-        let tensor = gguf.tensor(&weight.tensor)?;
-        Some(match weight.role {
-            WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
-            WeightRole::Experts { n_expert } => tensor.n_bytes() / n_expert * program.hparams.n_expert_used,
-            WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
-        } as u64)
-    });
-    bytes.sum()
 }

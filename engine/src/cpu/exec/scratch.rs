@@ -2,7 +2,7 @@
 
 use tandem_models::{Program, Reg};
 
-use super::super::attention::{AttentionWork, CHUNK, MAX_ROWS};
+use super::super::attention::{AttentionWork, CHUNK, MAX_QUERIES};
 use super::super::isa::LANES;
 use super::super::matmul::ActGroup;
 use super::super::ops;
@@ -111,7 +111,7 @@ impl Scratch {
         for member in &mut self.members {
             grow(&mut member.tile, (2 * n).min(MAX_COLS) * LANES);
             grow(&mut member.tile2, n.min(MAX_COLS) * LANES);
-            grow(&mut member.mix, MAX_ROWS * stride);
+            grow(&mut member.mix, MAX_QUERIES * stride);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::super::isa::{Isa, LANES};
 use super::{BIT_PLANE, HALF_ROW, Packed, add_bits, dword, nibbles, pack_f16, put};
 
 /// Copies 16 bytes of nibbles at `from` of each row: ggml's order is already k-group `v` low, `v + 4` high.
-fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
+pub(super) fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
     for (lane, row) in rows.iter().enumerate() {
         for v in 0..4 {
             put(out, v, lane, dword(&row[from..], v));
@@ -13,7 +13,7 @@ fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
 }
 
 /// Spreads 32 fifth bits at `from` of each row: weight `4 j + t` to bit `j` of byte `t`.
-fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
+pub(super) fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
     for (lane, row) in rows.iter().enumerate() {
         let bits = dword(&row[from..], 0);
         let plane = (0..8).fold(0u32, |plane, j| {
@@ -31,7 +31,7 @@ fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
 /// # Safety
 /// `d` points to 16 f16; the CPU has the instruction set.
 #[inline(always)]
-unsafe fn symmetric<S: Isa>(d: *const u8, offset: f32) -> [(S::F, S::F); 2] {
+pub(super) unsafe fn symmetric<S: Isa>(d: *const u8, offset: f32) -> [(S::F, S::F); 2] {
     // SAFETY: 16 f16, as the caller promises.
     unsafe {
         let d = S::f_load_f16(d.cast());

@@ -7,7 +7,7 @@ use super::{BIT_PLANE, HALF_ROW, NIBBLE_PLANE, PAIR_PLANE, Packed, add_bits, dwo
 const GROUPS: usize = 8;
 
 /// Copies `len` bytes at `from` of each row so that byte `i` of all 16 rows lies together.
-fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8]) {
+pub(super) fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8]) {
     for i in 0..len {
         for (lane, row) in rows.iter().enumerate() {
             out[i * LANES + lane] = row[from + i];
@@ -16,7 +16,7 @@ fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8
 }
 
 /// Gathers the 4-bit quants of one group of 32 (bytes `from..from + 32` of each row, shifted by `shift`) in a nibble plane.
-fn pack_nibble_group(rows: &[&[u8]; LANES], from: usize, shift: u32, out: &mut [u8]) {
+pub(super) fn pack_nibble_group(rows: &[&[u8]; LANES], from: usize, shift: u32, out: &mut [u8]) {
     const LOW: u32 = 0x0f0f_0f0f;
     for (lane, row) in rows.iter().enumerate() {
         for v in 0..4 {
