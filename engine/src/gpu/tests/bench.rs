@@ -188,7 +188,8 @@ impl Plan {
             unused: vec![],
         });
         let n_blocks = program.blocks.len();
-        let gpu = GpuBackend::load(&gguf, &program, &[0..n_blocks], &options, &mut |_| ()).unwrap();
+        let gpu =
+            GpuBackend::load(&gguf, &program, std::slice::from_ref(&(0..n_blocks)), &options, &mut |_| ()).unwrap();
         let reference = Reference::new(&program, &gguf).unwrap();
         Bench { gpu, reference, program, random: Random(99), start: 0 }
     }
