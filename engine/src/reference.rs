@@ -2,6 +2,7 @@
 //!
 //! Weights are dequantized to f32, sums are f64, the cache is f32. Every fast path is tested against this, block by block.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -10,9 +11,10 @@ use tandem_models::{Activation, Linear, Program, Reg, Rope, RopePairing, Step, V
 
 use crate::backend::Hidden;
 use crate::error::Result;
+use crate::inputs::InputSquares;
 
 /// Contents of the registers for one batch: `[n_tokens, width]`, row-major.
-type RegisterFile = HashMap<Reg, Vec<f32>>;
+pub(crate) type RegisterFile = HashMap<Reg, Vec<f32>>;
 
 /// A model held as f32, and its cache.
 pub struct Reference {
@@ -20,6 +22,8 @@ pub struct Reference {
     weights: Vec<Vec<f32>>,
     /// Keys and values of each layer, `[n_positions, n_head_kv * head_dim]`.
     cache: Vec<(Vec<f32>, Vec<f32>)>,
+    /// What has gone into the matrices.
+    inputs: RefCell<InputSquares>,
 }
 
 impl Reference {
@@ -31,7 +35,13 @@ impl Reference {
         };
         let weights = program.weights.iter().map(load).collect::<Result<_>>()?;
         let cache = vec![Default::default(); program.hparams.n_layer];
-        Ok(Reference { program: program.clone(), weights, cache })
+        let inputs = RefCell::new(InputSquares::new(program));
+        Ok(Reference { program: program.clone(), weights, cache, inputs })
+    }
+
+    /// Sums of squares of everything that has gone into a matrix.
+    pub fn inputs(&self) -> InputSquares {
+        self.inputs.borrow().clone()
     }
 
     /// Evaluates `tokens` after what is in the cache; logits of every token, `[n_tokens, n_vocab]`.
@@ -53,7 +63,7 @@ impl Reference {
     }
 
     /// Runs one step. Positions are those after the step's layer's cache.
-    fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
+    pub(crate) fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
         match step {
             Step::Embed { table, scale } => {
                 let n_embd = self.program.hparams.n_embd;
@@ -158,6 +168,7 @@ impl Reference {
         let matrix = self.vector(linear.weight);
         let mut out = Vec::new();
         for x in input.chunks_exact(shape.n_in) {
+            self.inputs.borrow_mut().add(linear.weight, 0, x);
             let bias = |r: usize| linear.bias.map_or(0.0, |b| self.vector(b)[r]);
             out.extend(product(matrix, x).enumerate().map(|(r, y)| y + bias(r)));
         }
@@ -194,6 +205,7 @@ impl Reference {
 
     /// `W x` of one expert.
     fn expert(&self, weight: WeightId, expert: usize, x: &[f32]) -> Vec<f32> {
+        self.inputs.borrow_mut().add(weight, expert, x);
         let size = x.len() * self.program.weight(weight).n_out;
         product(&self.vector(weight)[expert * size..][..size], x).collect()
     }

@@ -282,7 +282,7 @@ kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1,
 kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);
 
-/// What AVX-512 BF16 adds: attention in pairs of bf16. An f32 cache is for exact results and stays in f32.
+/// What AVX-512 BF16 adds: attention over long contexts in pairs of bf16. An f32 cache is for exact results and stays in f32.
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16 {
     use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
@@ -299,7 +299,7 @@ mod avx512_bf16 {
         work: &mut AttentionWork,
     ) {
         // SAFETY: the caller's promises are those of the generic body; `IsaLevel::kernels` has checked the features.
-        unsafe { attention::chunk::<Avx512, K, attention::InBf16>(cache, rows, scale, chunk, work) }
+        unsafe { attention::chunk_mixed::<Avx512, K>(cache, rows, scale, chunk, work) }
     }
 
     pub(super) fn attend_for(kv_type: KvType) -> AttendFn {

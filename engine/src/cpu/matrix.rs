@@ -126,7 +126,12 @@ impl Matrix {
 
     /// Floats of work memory [`Matrix::multiply`] needs.
     pub(crate) fn work_len(&self) -> usize {
-        self.n_in.max(WORK_BYTES / 4)
+        Matrix::work_len_for(self.n_in)
+    }
+
+    /// [`Matrix::work_len`] of a matrix with rows of `n_in`.
+    pub(crate) fn work_len_for(n_in: usize) -> usize {
+        n_in.max(WORK_BYTES / 4)
     }
 
     /// Multiplies panel `p` (counted through all matrices) with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.

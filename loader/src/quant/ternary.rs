@@ -34,7 +34,7 @@ pub struct Tq2 {
 /// one after the other, when what is left is multiplied by 3.
 pub fn digit(byte: u8, n: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8
 }
 
 /// The byte whose digits these are: their number to base 3 as a fraction of 256, rounded up.

@@ -49,6 +49,8 @@ pub(crate) struct Shape {
     pub(crate) n_ff: Vec<usize>,
     /// Number of experts, and of those a token uses.
     pub(crate) experts: Option<(usize, usize)>,
+    /// Width of an expert, where the file gives one (not llama).
+    pub(crate) expert_width: Option<usize>,
     /// Further metadata of 32 bits: name, type, bits.
     pub(crate) also: Option<(&'static str, u32, u32)>,
     pub(crate) n_vocab: usize,
@@ -80,6 +82,7 @@ impl Shape {
             n_rot: if random.below(3) == 0 { head_dim / 4 * 2 } else { head_dim },
             n_ff: (0..2).map(|_| n_ff(random)).collect(),
             experts: None,
+            expert_width: None,
             also: None,
             n_vocab: random.one_of(&[5, 97, 128, 259]),
             window: 1 + random.below(40),
@@ -97,12 +100,13 @@ impl Shape {
         let n_expert = 1 + random.below(9);
         let experts = Some((n_expert, 1 + random.below(n_expert)));
         let arch = random.one_of(&["llama", "qwen2moe", "qwen3moe"]);
-        Shape { arch, experts, ..Shape::random(random) }
+        let expert_width = random.one_of(&[None, Some(40), Some(256)]);
+        Shape { arch, experts, expert_width, ..Shape::random(random) }
     }
 
-    /// Width of an expert of layer `l`: one for all of them, but for llama.
-    fn n_ff_expert(&self, l: usize) -> usize {
-        if self.arch == "llama" { self.n_ff[l] } else { self.n_ff[0] }
+    /// Width of an expert of layer `l`.
+    fn n_ff_expert(&self, l: usize, n_used: usize) -> usize {
+        if self.arch == "llama" { self.n_ff[l] } else { self.expert_width.unwrap_or((self.n_ff[l] / n_used).max(1)) }
     }
 
     pub(crate) fn only_floats(&self) -> bool {
@@ -148,8 +152,8 @@ impl Shape {
                     file.vector(random, &format!("{}.bias", name(part)), n_out, 0.0);
                 }
             }
-            if let Some((n_expert, _)) = self.experts {
-                let n_ff = self.n_ff_expert(l);
+            if let Some((n_expert, n_used)) = self.experts {
+                let n_ff = self.n_ff_expert(l, n_used);
                 self.matrix(&mut file, random, &name("ffn_gate_exps"), n_embd, n_ff, n_expert);
                 self.matrix(&mut file, random, &name("ffn_up_exps"), n_embd, n_ff, n_expert);
                 self.matrix(&mut file, random, &name("ffn_down_exps"), n_ff, n_embd, n_expert);
@@ -202,7 +206,7 @@ impl Shape {
             for (name, value) in [
                 ("expert_count", n_expert),
                 ("expert_used_count", n_used),
-                ("expert_feed_forward_length", self.n_ff_expert(0)),
+                ("expert_feed_forward_length", self.expert_width.unwrap_or(0)),
                 ("expert_shared_feed_forward_length", SHARED_WIDTH),
             ] {
                 file.value(&key(name), 4, &(value as u32).to_le_bytes());

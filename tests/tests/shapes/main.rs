@@ -5,6 +5,7 @@
 
 mod experts;
 mod file;
+mod inputs;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ fn session(gguf: &Arc<Gguf>, way: Way, n_ctx: usize) -> Session {
         precision: way.precision,
         kv_type: way.kv_type,
         isa: Some(way.isa),
+        ..LoadOptions::default()
     };
     let mut session = Session::new(Model::load(gguf.clone(), &options, &mut |_, _| ()).unwrap());
     session.set_batch(way.batch);
@@ -143,7 +145,7 @@ fn check_blocks(shape: &Shape, n_tokens: usize, seed: u64) {
     let batch = Batch { tokens: &tokens, start: 0, outputs: (0, n_tokens) };
     for way in ways(KvType::F16) {
         let Way { isa, precision, kv_type, threads, .. } = way;
-        let options = CpuOptions { threads, precision, kv_type, n_ctx: n_tokens, isa: Some(isa) };
+        let options = CpuOptions { threads, precision, kv_type, n_ctx: n_tokens, isa: Some(isa), inputs: None };
         let blocks = 0..program.blocks.len();
         let mut cpu = CpuBackend::load(&gguf, &program, std::slice::from_ref(&blocks), options, &mut |_| ()).unwrap();
         let mut reference = Reference::new(&program, &gguf).unwrap();
@@ -185,6 +187,7 @@ fn windows_across_chunks() {
             n_rot: 10,
             n_ff: vec![17, 31],
             experts: None,
+            expert_width: None,
             also: None,
             n_vocab: 23,
             window,
@@ -226,6 +229,7 @@ fn a_nan_weight_reaches_the_logits() {
             n_rot: 32,
             n_ff: vec![32],
             experts,
+            expert_width: None,
             also: None,
             n_vocab: 20,
             window: 1,

@@ -48,9 +48,21 @@ pub(super) struct Work {
 
 /// Operations by the numbers they work on: 2 per weight.
 #[derive(Debug, Clone, Copy, Default)]
-struct Ops {
+pub(super) struct Ops {
     int8: f64,
     f32: f64,
+}
+
+impl Ops {
+    /// All of them.
+    pub(super) fn total(self) -> f64 {
+        self.int8 + self.f32
+    }
+
+    /// The most per second that the machine can do of them.
+    pub(super) fn peak(self, machine: &Roofline) -> f64 {
+        machine.peak_of(self.int8, self.f32)
+    }
 }
 
 impl Work {
@@ -79,11 +91,10 @@ impl Work {
         work
     }
 
-    /// Operations per token of a prompt of `n` tokens, and the most of them per second that the machine can do.
-    pub(super) fn of_prompt(&self, n: usize, machine: &Roofline) -> (f64, f64) {
+    /// Operations per token of a prompt of `n` tokens.
+    pub(super) fn of_prompt(&self, n: usize) -> Ops {
         let per_token = |ops: fn(&Ops) -> f64| ops(&self.layers) + ops(&self.head) / n as f64;
-        let (int8, f32) = (per_token(|ops| ops.int8), per_token(|ops| ops.f32));
-        (int8 + f32, machine.peak_of(int8, f32))
+        Ops { int8: per_token(|ops| ops.int8), f32: per_token(|ops| ops.f32) }
     }
 }
 
@@ -155,9 +166,9 @@ mod tests {
     fn the_head_counts_once_a_prompt() {
         let work = Work { bytes: 0, layers: Ops { int8: 8.0, f32: 2.0 }, head: Ops { int8: 6.0, f32: 0.0 } };
         let machine = Roofline { threads: 1, isa: IsaLevel::Scalar, read: 1.0, int8: 100.0, f32: 10.0 };
-        let (ops, peak) = work.of_prompt(3, &machine);
-        assert!((ops - 12.0).abs() < 1e-12);
+        let ops = work.of_prompt(3);
+        assert!((ops.total() - 12.0).abs() < 1e-12);
         // 10 / 100 and 2 / 10 seconds.
-        assert!((peak - 12.0 / 0.3).abs() < 1e-9);
+        assert!((ops.peak(&machine) - 12.0 / 0.3).abs() < 1e-9);
     }
 }

@@ -14,11 +14,13 @@ use std::io::Write;
 use clap::{Args, ValueEnum};
 use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
+use tandem_engine::placement::{Device, GpuLayers};
 
-use crate::args::{ContextArgs, CpuIsa, GpuLayers, ModelArgs, positive};
+use crate::args::{ContextArgs, CpuIsa, ModelArgs, positive};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::placement::{PlacementArgs, cache_folder};
 use crate::threads::physical_cores;
 use crate::ui::Ui;
 use limits::{Limits, Work};
@@ -54,14 +56,13 @@ pub(crate) struct BenchArgs {
     /// CPU threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     threads: Vec<usize>,
-    /// Layers on the GPU (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto")]
     gpu_layers: Vec<GpuLayers>,
     #[command(flatten)]
+    placement: PlacementArgs,
+    #[command(flatten)]
     context: ContextArgs,
-    /// An error where something cannot be placed as asked
-    #[arg(long)]
-    strict_placement: bool,
     /// Highest CPU instruction set to use, for tests and comparisons
     #[arg(long, value_name = "ISA", hide_short_help = true)]
     cpu_isa: Option<CpuIsa>,
@@ -86,7 +87,6 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
     if args.roofline {
         return limits::print(&mut limits, &args.threads(), args.format());
     }
-    args.gpu_layers.iter().try_for_each(|layers| layers.check())?;
     let tests = args.tests();
     let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
@@ -95,13 +95,14 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
     let mut table = Table::new(args.format(), &tests);
     for n_threads in args.threads() {
         for &layers in &args.gpu_layers {
-            let options = args.load_options(n_threads, longest);
+            let options = args.load_options(n_threads, layers, longest);
             let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
             let work = Work::of(&gguf, session.model().program(), options.precision);
             for test in &tests {
                 let samples = measure::run(&mut session, test, args.repetitions)?;
                 let mut row = Row::new(&gguf, &session, test, layers, samples);
-                row.set_limits(&work, test, limits.of(n_threads)?);
+                let on_cpu = session.model().placement().devices_in_use() == [Device::Cpu];
+                row.set_limits(&work, test, if on_cpu { Some(limits.of(n_threads)?) } else { None });
                 table.row(row, &mut std::io::stdout().lock())?;
             }
         }
@@ -130,13 +131,16 @@ impl BenchArgs {
         tests
     }
 
-    fn load_options(&self, threads: usize, longest: usize) -> LoadOptions {
+    fn load_options(&self, threads: usize, layers: GpuLayers, longest: usize) -> LoadOptions {
         LoadOptions {
             threads: Some(threads),
             n_ctx: Some(self.context.ctx.unwrap_or(longest)),
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
+            wanted: self.placement.wanted(layers),
+            cache_folder: cache_folder(),
+            ..LoadOptions::default()
         }
     }
 }

@@ -6,12 +6,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tandem_engine::Session;
 use tandem_engine::cpu::roofline::Roofline;
+use tandem_engine::placement::{Device, GpuLayers};
 use tandem_loader::Gguf;
+use tandem_models::BlockKind;
 
 use super::Format;
 use super::limits::Work;
 use super::measure::Test;
-use crate::args::GpuLayers;
 
 /// One result. The names are those of the JSON output.
 #[derive(Debug, Serialize)]
@@ -51,6 +52,8 @@ pub(super) struct Row {
     peak_gop_per_s: Option<f64>,
     /// The one as a share of the other.
     peak_share: Option<f64>,
+    /// Tokens per second that were expected, where the devices have been measured (generation only).
+    predicted: Option<f64>,
     /// When it was measured, in local time.
     date: String,
 }
@@ -64,7 +67,7 @@ impl Row {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        let devices: Vec<String> = model.placement().runs.iter().map(|(device, _)| device.to_string()).collect();
+        let devices = model.placement().devices_in_use().into_iter().map(Device::name).collect::<Vec<_>>();
         let path = gguf.path();
         Row {
             model: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
@@ -75,8 +78,8 @@ impl Row {
             n_gen: if test.is_prompt() { 0 } else { test.n() },
             depth: test.depth(),
             ngl: match layers {
-                // `auto` comes to none without a GPU.
-                GpuLayers::Auto => 0.into(),
+                // What `auto` came to.
+                GpuLayers::Auto => layers_on_gpu(session).into(),
                 GpuLayers::Count(n) => n.into(),
                 GpuLayers::All => layers.to_string().into(),
             },
@@ -97,24 +100,27 @@ impl Row {
             gop_per_s: None,
             peak_gop_per_s: None,
             peak_share: None,
+            predicted: if test.is_prompt() { None } else { predicted(session, test) },
             date: now(),
         }
     }
 
-    /// Notes what the test asks of the machine, and what that can do.
-    pub(super) fn set_limits(&mut self, work: &Work, test: &Test, machine: Roofline) {
+    /// Notes what the test asks of the machine, and what that can do; of GPUs that is not known.
+    pub(super) fn set_limits(&mut self, work: &Work, test: &Test, machine: Option<Roofline>) {
         if test.is_prompt() {
-            let (ops, peak) = work.of_prompt(test.n(), &machine);
+            let ops = work.of_prompt(test.n());
+            let peak = machine.map(|machine| ops.peak(&machine));
+            let ops = ops.total();
             self.ops_per_token = Some(ops);
             self.gop_per_s = Some(ops * self.mean / 1e9);
-            self.peak_gop_per_s = Some(peak / 1e9);
-            self.peak_share = Some(ops * self.mean / peak);
+            self.peak_gop_per_s = peak.map(|peak| peak / 1e9);
+            self.peak_share = peak.map(|peak| ops * self.mean / peak);
         } else {
             let read = work.bytes as f64 * self.mean;
             self.bytes_per_token = Some(work.bytes);
             self.gb_per_s = Some(read / 1e9);
-            self.memory_gb_per_s = Some(machine.read / 1e9);
-            self.memory_share = Some(read / machine.read);
+            self.memory_gb_per_s = machine.map(|machine| machine.read / 1e9);
+            self.memory_share = machine.map(|machine| read / machine.read);
         }
     }
 
@@ -139,6 +145,26 @@ impl Row {
             share(self.peak_share),
         ]
     }
+}
+
+/// The speed expected of the middle one of a test's tokens.
+fn predicted(session: &Session, test: &Test) -> Option<f64> {
+    let prediction = session.model().plan().prediction.as_ref()?;
+    Some(prediction.tokens_per_second(test.depth() + test.n() / 2))
+}
+
+/// Layers of which both halves are on the GPU.
+fn layers_on_gpu(session: &Session) -> usize {
+    let model = session.model();
+    let devices = model.placement().devices();
+    let halves = model.program().blocks.iter().zip(devices).filter(|(_, device)| *device == Device::Gpu);
+    let layers = halves.filter_map(|(block, _)| match block.kind {
+        BlockKind::Attention(layer) | BlockKind::FeedForward(layer) => Some(layer),
+        BlockKind::Embed | BlockKind::Head => None,
+    });
+    let mut halves = vec![0; model.program().hparams.n_layer];
+    layers.for_each(|layer| halves[layer] += 1);
+    halves.into_iter().filter(|n| *n == 2).count()
 }
 
 /// Writes rows as they come.

@@ -14,7 +14,7 @@ mod tests;
 
 use std::ops::Range;
 
-use super::isa::{Isa, LANES};
+use super::isa::{Bf16, Isa, LANES};
 use super::kv_format::KvFormat;
 
 pub(crate) use bf16::InBf16;
@@ -165,6 +165,30 @@ pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
             };
             first += n;
         }
+    }
+}
+
+/// Queries further into a text than this may be computed in bf16: there the time goes into attention. Before it, f32
+/// costs little, and short texts keep all of the cache's precision.
+pub(crate) const LONG: usize = 1024;
+
+/// As [`chunk`], with queries from [`LONG`] on in bf16: a matter of the query alone, not of its company.
+///
+/// # Safety
+/// As for [`chunk`]; rows are in the order of their positions.
+#[inline(always)]
+pub(crate) unsafe fn chunk_mixed<S: Bf16, K: KvFormat>(
+    cache: &HeadCache,
+    rows: &mut [QueryRow],
+    scale: f32,
+    chunk: usize,
+    work: &mut AttentionWork,
+) {
+    let (short, long) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= LONG));
+    // SAFETY: as the caller promises.
+    unsafe {
+        self::chunk::<S, K, InF32>(cache, short, scale, chunk, work);
+        self::chunk::<S, K, InBf16>(cache, long, scale, chunk, work);
     }
 }
 

@@ -45,9 +45,9 @@ impl Case {
         cache
     }
 
-    /// Query `i` sees all but the first and last `i` positions.
+    /// The last query sees all but the first few positions, those before it one less each.
     fn sees(&self, i: usize) -> (usize, usize) {
-        (i, self.keys.len() - i)
+        (i, self.keys.len() + 1 + i - self.queries.len())
     }
 
     /// Results of all queries, `together` at a time.
@@ -127,7 +127,9 @@ fn limit(level: IsaLevel, kv_type: KvType) -> f64 {
 
 #[test]
 fn every_instruction_set_and_cache_type_attends() {
-    for (head_dim, n_ctx, n_queries) in [(64, 600, 13), (80, 257, 7), (16, 31, 3), (9, 300, 66), (128, 272, 70)] {
+    for (head_dim, n_ctx, n_queries) in
+        [(64, 600, 13), (80, 257, 7), (16, 31, 3), (9, 300, 66), (128, 272, 70), (64, 1060, 70)]
+    {
         let case = Case::new(head_dim, n_ctx, n_queries.min(n_ctx / 2));
         for level in IsaLevel::ALL.into_iter().filter(|l| l.is_available()) {
             for kv_type in KvType::ALL {

@@ -43,6 +43,22 @@ pub(super) struct Routing {
     tokens: Vec<u32>,
 }
 
+/// How much room [`Routing`] has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoutingSizes {
+    /// Tokens of the largest batch, times the experts that each uses.
+    pub(super) rows: usize,
+    /// Experts of a block.
+    pub(super) experts: usize,
+}
+
+impl RoutingSizes {
+    /// Bytes of all lists.
+    pub(super) fn bytes(self) -> usize {
+        3 * size_of::<u32>() * self.rows + size_of::<Visited>() * self.experts
+    }
+}
+
 /// The same, as members see it.
 pub(super) struct SharedRouting {
     chosen: Shared<u32>,
@@ -52,17 +68,10 @@ pub(super) struct SharedRouting {
 }
 
 impl Routing {
-    /// Makes room for a batch of `n` tokens that use `n_used` of `n_expert` experts each.
-    pub(super) fn prepare(&mut self, n: usize, n_used: usize, n_expert: usize) {
-        for list in [&mut self.chosen, &mut self.rows, &mut self.tokens] {
-            list.resize((n * n_used).max(list.len()), 0);
-        }
-        self.visited.resize(n_expert, Visited::default());
-    }
-
-    /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
-        4 * (self.chosen.len() + self.rows.len() + self.tokens.len()) + std::mem::size_of_val(&*self.visited)
+    pub(super) fn new(sizes: RoutingSizes) -> Routing {
+        let list = || vec![0; sizes.rows];
+        let visited = vec![Visited::default(); sizes.experts];
+        Routing { chosen: list(), visited, rows: list(), tokens: list() }
     }
 
     pub(super) fn share(&mut self) -> SharedRouting {
@@ -144,6 +153,16 @@ impl Exec<'_> {
         let all = unsafe { self.routing.visited.get(0..self.width(Reg::R)) };
         let n = all.iter().take_while(|v| v.columns.0 < v.columns.1).count();
         &all[..n]
+    }
+
+    /// Of each expert that tokens chose: the expert, its tokens, and its rows of register F.
+    pub(super) fn expert_rows(&self) -> impl Iterator<Item = (usize, &[u32], &[u32])> {
+        self.visited().iter().map(|v| {
+            let part = v.columns.0..v.columns.1;
+            // SAFETY: only read after `route`.
+            let (tokens, rows) = unsafe { (self.routing.tokens.get(part.clone()), self.routing.rows.get(part)) };
+            (v.expert, tokens, rows)
+        })
     }
 
     /// Members claim tokens, for which they compute the logits and choose; then one sorts. The logits of a single token

@@ -5,9 +5,11 @@
 
 mod attend;
 mod experts;
+mod observe;
 mod scratch;
 
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use tandem_models::{Activation, Block, BlockKind, Linear, Program, Reg, Step, Vector, WeightId};
 
@@ -25,8 +27,9 @@ use crate::backend::{Batch, Hidden};
 use crate::model::KvType;
 
 use experts::SharedRouting;
-pub(super) use scratch::Scratch;
+use observe::Observed;
 use scratch::{MemberScratch, N_REGISTERS, slot};
+pub(super) use scratch::{Scratch, Sizes};
 
 /// Most columns multiplied with a panel at a time: their results stay in the L1 or L2 cache.
 const MAX_COLS: usize = 512;
@@ -49,6 +52,8 @@ struct Exec<'a> {
     partial: Shared<f32>,
     routing: SharedRouting,
     members: Shared<MemberScratch>,
+    /// Where inputs of matrices are summed, if they are.
+    observed: Option<Observed>,
 }
 
 // SAFETY: the raw pointers inside `HeadCache` are to memory that phases write disjointly, like `Shared`.
@@ -58,6 +63,8 @@ unsafe impl Sync for Exec<'_> {}
 pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) {
     let n = batch.tokens.len();
     let program = cpu.program.clone();
+    let inputs = cpu.options.inputs.clone();
+    let mut inputs = inputs.as_ref().map(|inputs| inputs.lock().unwrap_or_else(PoisonError::into_inner));
     // What the kernels do not check.
     assert!(batch.start.checked_add(n).is_some_and(|end| end <= cpu.options.n_ctx), "a batch outside the context");
     assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
@@ -85,6 +92,7 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         partial: Shared::new(&mut scratch.partial),
         routing: scratch.routing.share(),
         members: Shared::new(&mut scratch.members),
+        observed: inputs.as_deref_mut().map(Observed::new),
     };
     cpu.team.run(|member| {
         // SAFETY: each member takes its own scratch.
@@ -152,6 +160,9 @@ impl Exec<'_> {
     }
 
     fn step(&self, step: &Step, m: &Member<'_>, own: &mut MemberScratch) {
+        if let Some(observed) = &self.observed {
+            self.observe(observed, step, m);
+        }
         match step {
             Step::Embed { table, scale } => self.embed(*table, *scale, m),
             Step::Norm { norm, input, output, add } => self.norm(norm, *input, *output, *add, m),
