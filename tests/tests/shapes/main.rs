@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
 
+mod bitnet;
 mod experts;
 mod file;
 mod inputs;
