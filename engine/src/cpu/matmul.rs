@@ -195,68 +195,42 @@ unsafe fn gemv<S: Isa, P: Packed, const N: usize>(panel: *const u8, acts: &Acts,
 /// Adds one group's share.
 #[inline(always)]
 unsafe fn group<S: Isa, P: Packed>(
-    mut total: S::F,
+    total: S::F,
     quants: &[S::B; 8],
     scales: &[(S::F, S::F); 2],
     act: *const ActGroup,
 ) -> S::F {
     // SAFETY: as for [`panel`].
     unsafe {
+        let a = (&raw const (*act).q).cast::<i8>();
         if P::OCTETS {
             let [sum] = sums::group::<S, 1>(|j| quants[j], [act]);
-            return apply::<S, P, 0>(total, sum, scales[0], act);
+            return apply::<S, P>(total, [sum; 2], scales, act);
         }
-        total = group_half::<S, P, 0>(total, quants, scales[0], act);
-        if P::HALVES == 2 { group_half::<S, P, 1>(total, quants, scales[1], act) } else { total }
-    }
-}
-
-/// Adds the share of half a group (or all of it).
-#[inline(always)]
-unsafe fn group_half<S: Isa, P: Packed, const HALF: usize>(
-    total: S::F,
-    quants: &[S::B; 8],
-    scale_min: (S::F, S::F),
-    act: *const ActGroup,
-) -> S::F {
-    // SAFETY: as for [`panel`].
-    unsafe {
-        let a = (&raw const (*act).q).cast::<i8>();
-        let mut acc = start::<S, P, HALF>(act);
-        for j in half_of::<P, HALF>() {
-            acc = dot::<S, P>(acc, quants[j], a.add(4 * j));
+        let mut acc = start::<S, P>(act);
+        for (j, w) in quants.iter().enumerate() {
+            let half = j * P::HALVES / 8;
+            acc[half] = dot::<S, P>(acc[half], *w, a.add(4 * j));
         }
-        apply::<S, P, HALF>(total, acc, scale_min, act)
+        apply::<S, P>(total, acc, scales, act)
     }
 }
 
-/// The vectors of a group that one scale belongs to.
+/// What a group's integer sums begin with: the share of the type's offset, `-OFFSET * sum(a)`, of each half.
 #[inline(always)]
-fn half_of<P: Packed, const HALF: usize>() -> Range<usize> {
-    8 / P::HALVES * HALF..8 / P::HALVES * (HALF + 1)
-}
-
-/// The negated sum of the activations that one scale belongs to.
-#[inline(always)]
-unsafe fn minus<P: Packed, const HALF: usize>(act: *const ActGroup) -> i32 {
-    // SAFETY: as for [`panel`].
-    let act = unsafe { &*act };
-    match (P::HALVES, HALF) {
-        (1, _) => act.minus,
-        (_, 0) => act.minus_first,
-        _ => act.minus - act.minus_first,
-    }
-}
-
-/// What integer sums begin with: the share of the type's offset, `-OFFSET * sum(a)`.
-#[inline(always)]
-unsafe fn start<S: Isa, P: Packed, const HALF: usize>(act: *const ActGroup) -> S::I {
+unsafe fn start<S: Isa, P: Packed>(act: *const ActGroup) -> [S::I; 2] {
     // SAFETY: as for [`panel`].
     unsafe {
         if P::OFFSET == 0 {
-            return S::i_splat(0);
+            return [S::i_splat(0); 2];
         }
-        S::i_shl(S::i_splat(minus::<P, HALF>(act)), const { P::OFFSET.trailing_zeros() })
+        let shift = const { P::OFFSET.trailing_zeros() };
+        let all = S::i_shl(S::i_splat((*act).minus), shift);
+        if P::HALVES == 1 {
+            return [all; 2];
+        }
+        let first = S::i_shl(S::i_splat((*act).minus_first), shift);
+        [first, S::i_sub(all, first)]
     }
 }
 
@@ -266,22 +240,29 @@ unsafe fn dot<S: Isa, P: Packed>(acc: S::I, w: S::B, a: *const i8) -> S::I {
     unsafe { if P::WIDE { S::dot4_wide(acc, w, a) } else { S::dot4(acc, w, a) } }
 }
 
-/// Scales integer sums and adds them. The halves of a group one after the other: a tile has no registers to keep both.
+/// Scales a group's integer sums and adds them.
 #[inline(always)]
-unsafe fn apply<S: Isa, P: Packed, const HALF: usize>(
+unsafe fn apply<S: Isa, P: Packed>(
     total: S::F,
-    acc: S::I,
-    (scale, min): (S::F, S::F),
+    acc: [S::I; 2],
+    scales: &[(S::F, S::F); 2],
     act: *const ActGroup,
 ) -> S::F {
     // SAFETY: as for [`panel`].
     unsafe {
-        let total = S::f_fma(S::f_mul(S::i_to_f(acc), S::f_splat((*act).d)), scale, total);
-        match (P::OFFSET, P::HALVES) {
-            (0, 1) => S::f_fma(min, S::f_splat((*act).sum), total),
-            (0, _) => S::f_fma(min, S::f_splat((*act).d * -minus::<P, HALF>(act) as f32), total),
-            _ => total,
+        let d = S::f_splat((*act).d);
+        let [(scale0, min0), (scale1, min1)] = *scales;
+        if P::HALVES == 1 {
+            let total = S::f_fma(S::f_mul(S::i_to_f(acc[0]), d), scale0, total);
+            return if P::OFFSET == 0 { S::f_fma(min0, S::f_splat((*act).sum), total) } else { total };
         }
+        let mut both = S::f_fma(S::i_to_f(acc[1]), scale1, S::f_mul(S::i_to_f(acc[0]), scale0));
+        if P::OFFSET == 0 {
+            let (all, first) = ((*act).minus, (*act).minus_first);
+            both = S::f_fma(min0, S::i_to_f(S::i_splat(-first)), both);
+            both = S::f_fma(min1, S::i_to_f(S::i_splat(first - all)), both);
+        }
+        S::f_fma(both, d, total)
     }
 }
 
@@ -310,38 +291,6 @@ unsafe fn unpack<S: Isa, P: Packed>(panel: *const u8, span: Range<usize>, work: 
     }
 }
 
-/// Adds half of an unpacked group (or all of it) to `N` columns.
-#[inline(always)]
-unsafe fn tile_half<S: Isa, P: Packed, const N: usize, const HALF: usize>(
-    mut total: [S::F; N],
-    packed: *const u8,
-    acts: [*const ActGroup; N],
-) -> [S::F; N] {
-    // SAFETY: as for [`panel`].
-    unsafe {
-        let mut acc = [S::i_splat(0); N];
-        if P::OCTETS {
-            acc = sums::group::<S, N>(|j| S::b_load(packed.add(64 * j)), acts);
-        } else {
-            for n in 0..N {
-                acc[n] = start::<S, P, HALF>(acts[n]);
-            }
-            for j in half_of::<P, HALF>() {
-                let w = S::b_load(packed.add(64 * j));
-                for n in 0..N {
-                    acc[n] = dot::<S, P>(acc[n], w, (&raw const (*acts[n]).q).cast::<i8>().add(4 * j));
-                }
-            }
-        }
-        let floats = packed.add(LANES * GROUP).cast::<f32>().add(2 * LANES * HALF);
-        let scale_min = (S::f_load(floats), S::f_load(floats.add(LANES)));
-        for n in 0..N {
-            total[n] = apply::<S, P, HALF>(total[n], acc[n], scale_min, acts[n]);
-        }
-        total
-    }
-}
-
 /// Adds an unpacked block along k to `N` columns, their sums in registers; `out` is `[N][16]`, set by the first block.
 #[inline(always)]
 unsafe fn tile<S: Isa, P: Packed, const N: usize>(
@@ -362,10 +311,30 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
         }
         for kb in 0..span.len() {
             let packed = work.add(kb * unpacked_bytes(P::HALVES));
-            let acts = columns.map(|column| column.add(kb));
-            total = tile_half::<S, P, N, 0>(total, packed, acts);
-            if P::HALVES == 2 {
-                total = tile_half::<S, P, N, 1>(total, packed, acts);
+            if P::OCTETS {
+                let acts = columns.map(|column| column.add(kb));
+                let sums = sums::group::<S, N>(|j| S::b_load(packed.add(64 * j)), acts);
+                let floats = packed.add(LANES * GROUP).cast::<f32>();
+                let scales = [(S::f_load(floats), S::f_load(floats.add(LANES))); 2];
+                for n in 0..N {
+                    total[n] = apply::<S, P>(total[n], [sums[n]; 2], &scales, acts[n]);
+                }
+                continue;
+            }
+            let mut acc: [[S::I; 2]; N] = std::array::from_fn(|n| start::<S, P>(columns[n].add(kb)));
+            for j in 0..8 {
+                let w = S::b_load(packed.add(64 * j));
+                for n in 0..N {
+                    let a = (&raw const (*columns[n].add(kb)).q).cast::<i8>().add(4 * j);
+                    let half = j * P::HALVES / 8;
+                    acc[n][half] = dot::<S, P>(acc[n][half], w, a);
+                }
+            }
+            let floats = packed.add(LANES * GROUP).cast::<f32>();
+            let load = |h: usize| (S::f_load(floats.add(2 * LANES * h)), S::f_load(floats.add(2 * LANES * h + LANES)));
+            let scales = [load(0), load(P::HALVES - 1)];
+            for n in 0..N {
+                total[n] = apply::<S, P>(total[n], acc[n], &scales, columns[n].add(kb));
             }
         }
         for n in 0..N {

@@ -25,10 +25,8 @@ pub(super) unsafe fn group<S: Isa, const N: usize>(
         let mut low = [[S::i_splat(0); 2]; N];
         let mut high = low;
         for octet in 0..GROUP / 8 {
-            let mut a = [S::i_as_b(S::i_splat(0)); N];
-            for n in 0..N {
-                a[n] = S::b_splat8((&raw const (*acts[n]).q).cast::<i8>().add(8 * octet));
-            }
+            let a: [S::B; N] =
+                std::array::from_fn(|n| S::b_splat8((&raw const (*acts[n]).q).cast::<i8>().add(8 * octet)));
             for rows in 0..2 {
                 let q = quants(2 * octet + rows);
                 let (has_low, has_high) = (S::b_test(q, 1), S::b_test(q, 2));
@@ -38,12 +36,10 @@ pub(super) unsafe fn group<S: Isa, const N: usize>(
                 }
             }
         }
-        let mut sums = [S::i_splat(0); N];
-        for n in 0..N {
+        std::array::from_fn(|n| {
             let first = S::i_add(low[n][0], S::i_add(high[n][0], high[n][0]));
             let second = S::i_add(low[n][1], S::i_add(high[n][1], high[n][1]));
-            sums[n] = S::i_add(S::i_join_even(first, second), S::i_splat((*acts[n]).minus - EXCESS));
-        }
-        sums
+            S::i_add(S::i_join_even(first, second), S::i_splat((*acts[n]).minus - EXCESS))
+        })
     }
 }

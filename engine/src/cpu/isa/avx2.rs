@@ -131,6 +131,10 @@ impl Isa for Avx2 {
         unsafe { both!(|i| _mm256_add_epi32(a[i], b[i])) }
     }
     #[inline(always)]
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_sub_epi32(a[i], b[i])) }
+    }
+    #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
         unsafe { both!(|i| _mm256_sll_epi32(a[i], _mm_cvtsi32_si128(n as i32))) }
     }

@@ -56,6 +56,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn i_and(a: Self::I, mask: i32) -> Self::I;
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I;
     unsafe fn i_shr(a: Self::I, n: u32) -> Self::I;
     unsafe fn i_sum(v: Self::I) -> i32;

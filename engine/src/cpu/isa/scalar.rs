@@ -108,6 +108,10 @@ impl Isa for Scalar {
         lanes(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
         lanes(|i| a[i] << n)
     }

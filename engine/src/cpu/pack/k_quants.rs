@@ -69,38 +69,6 @@ unsafe fn scale_min_k4<S: Isa>(head: *const u8, g: usize) -> [(S::F, S::F); 2] {
     }
 }
 
-/// Scale and min from a byte of Q2_K, 4 bits each; `dmin` is negated.
-///
-/// # Safety
-/// `bytes` points to 16 bytes; the CPU has the instruction set.
-#[inline(always)]
-unsafe fn scale_min_k2<S: Isa>(d: S::F, dmin: S::F, bytes: *const u8) -> (S::F, S::F) {
-    // SAFETY: 16 bytes, as the caller promises.
-    unsafe {
-        let bytes = S::i_load_u8(bytes);
-        (S::f_mul(d, S::i_to_f(S::i_and(bytes, 15))), S::f_mul(dmin, S::i_to_f(S::i_shr(bytes, 4))))
-    }
-}
-
-/// Scale and min of group `j` of 16 of Q3_K.
-///
-/// # Safety
-/// `head` points to `[d][12 x 16 bytes]`; the CPU has the instruction set.
-#[inline(always)]
-unsafe fn scale_min_k3<S: Isa>(head: *const u8, j: usize) -> (S::F, S::F) {
-    // SAFETY: offsets stay inside the head.
-    unsafe {
-        let bytes = head.add(HALF_ROW);
-        let low = S::i_load_u8(bytes.add(LANES * (j % 8)));
-        let low = if j < 8 { S::i_and(low, 15) } else { S::i_shr(low, 4) };
-        let high = S::i_load_u8(bytes.add(LANES * (8 + j % 4)));
-        let high = S::i_and(S::i_shr(high, 2 * (j / 4) as u32), 3);
-        let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
-        let scale = S::f_mul(S::f_load_f16(head.cast()), S::i_to_f(sc));
-        (scale, S::f_mul(scale, S::f_splat(-Q3K::OFFSET as f32)))
-    }
-}
-
 /// `[d][dmin][scales 16][pairs x 8]`.
 pub(crate) struct Q2K;
 /// `[d][scales 12][(third bits, pairs) x 8]`, quants offset by 4.
@@ -137,8 +105,11 @@ impl Packed for Q2K {
         unsafe {
             let d = S::f_load_f16(block.cast());
             let dmin = S::f_mul(S::f_load_f16(block.add(HALF_ROW).cast()), S::f_splat(-1.0));
-            let bytes = block.add(2 * HALF_ROW + 2 * LANES * g);
-            [scale_min_k2::<S>(d, dmin, bytes), scale_min_k2::<S>(d, dmin, bytes.add(LANES))]
+            let half = |h: usize| {
+                let bytes = S::i_load_u8(block.add(2 * HALF_ROW + LANES * (2 * g + h)));
+                (S::f_mul(d, S::i_to_f(S::i_and(bytes, 15))), S::f_mul(dmin, S::i_to_f(S::i_shr(bytes, 4))))
+            };
+            [half(0), half(1)]
         }
     }
 }
@@ -168,7 +139,19 @@ impl Packed for Q3K {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
-        unsafe { [scale_min_k3::<S>(block, 2 * g), scale_min_k3::<S>(block, 2 * g + 1)] }
+        unsafe {
+            let d = S::f_load_f16(block.cast());
+            let row = |i: usize| S::i_load_u8(block.add(HALF_ROW + LANES * i));
+            let half = |h: usize| {
+                let j = 2 * g + h;
+                let low = if j < 8 { S::i_and(row(j), 15) } else { S::i_shr(row(j - 8), 4) };
+                let high = S::i_and(S::i_shr(row(8 + j % 4), 2 * (j / 4) as u32), 3);
+                let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
+                let scale = S::f_mul(d, S::i_to_f(sc));
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
+            };
+            [half(0), half(1)]
+        }
     }
 }
 
@@ -267,11 +250,12 @@ impl Packed for Q6K {
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
             let d = S::f_load_f16(block.cast());
-            let first = block.add(HALF_ROW + 2 * LANES * g);
-            let scale0 = S::f_mul(d, S::i_to_f(S::i_load_i8(first.cast())));
-            let scale1 = S::f_mul(d, S::i_to_f(S::i_load_i8(first.add(LANES).cast())));
-            let offset = S::f_splat(-Self::OFFSET as f32);
-            [(scale0, S::f_mul(scale0, offset)), (scale1, S::f_mul(scale1, offset))]
+            let half = |h: usize| {
+                let sc = S::i_load_i8(block.add(HALF_ROW + LANES * (2 * g + h)).cast());
+                let scale = S::f_mul(d, S::i_to_f(sc));
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
+            };
+            [half(0), half(1)]
         }
     }
 }

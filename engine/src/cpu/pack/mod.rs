@@ -193,13 +193,8 @@ const fn offset_table(values: [i8; 16], offset: i32) -> [u8; 16] {
 /// The CPU has the instruction set.
 #[inline(always)]
 unsafe fn looked_up<S: Isa>(table: &[u8; 16], q: [S::B; 8]) -> [S::B; 8] {
-    // Not `map`: whether its closure is inlined is left to chance, and one that is not has none of the features.
-    let mut out = q;
-    for j in 0..8 {
-        // SAFETY: register operations.
-        out[j] = unsafe { S::b_lookup(table, q[j]) };
-    }
-    out
+    // SAFETY: register operations.
+    q.map(|q| unsafe { S::b_lookup(table, q) })
 }
 
 #[cfg(test)]
