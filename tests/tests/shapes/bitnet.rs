@@ -10,7 +10,7 @@ use tandem_loader::GgmlType;
 use tandem_models::{Block, BlockKind, Linear, Program, Reg, Step, Vector};
 
 use super::file::{Random, Shape};
-use super::{Way, check, nmse, open, session, ways};
+use super::{Way, nmse, open, session, ways};
 
 const WIDTH: usize = 256;
 
@@ -42,11 +42,10 @@ fn ternary_models_say_what_the_reference_says() {
     for (seed, types) in types.into_iter().enumerate() {
         let mut random = Random::new(40 + seed as u64);
         let shape = ternary(types, &mut random);
-        check(&shape, 20, seed as u64);
         let gguf = open(&shape, &mut random);
         let program = Program::from_gguf(&gguf).unwrap();
         let prompt: Vec<u32> = (0..7).map(|_| random.below(shape.n_vocab) as u32).collect();
-        for way in ways(KvType::F16) {
+        for way in ways(KvType::F16).into_iter().filter(|way| way.precision == Precision::Exact) {
             let mut reference = Reference::new(&program, &gguf).unwrap();
             let mut session = session(&gguf, way, 40);
             let mut tokens = prompt.clone();
@@ -56,17 +55,15 @@ fn ternary_models_say_what_the_reference_says() {
                 let last = &logits[logits.len() - shape.n_vocab..];
                 let (want, gap) = best(last);
                 let (got, _) = best(session.eval(&tokens, Outputs::Last).unwrap());
-                // An error of NMSE 2e-3 (see `limit`) is 0.045 of the logits' size on average; the larger of two may be
-                // off by some times that. Exact sums are off by much less than any gap that is not a tie.
+                // Exact sums are off by much less than any gap that is not a tie.
                 let size = (last.iter().map(|x| x * x).sum::<f32>() / last.len() as f32).sqrt();
-                let close = if way.precision == Precision::Exact { 1e-4 } else { 0.3 };
-                if gap > close * size {
+                if gap > 1e-4 * size {
                     assert_eq!(got, want, "{way:?}, {shape:?}");
                     compared += 1;
                 }
                 tokens = vec![want];
             }
-            assert!(compared >= 6, "only {compared} of 24 tokens were no near ties: {way:?}, {shape:?}");
+            assert!(compared >= 20, "only {compared} of 24 tokens were no near ties: {way:?}, {shape:?}");
         }
     }
 }
@@ -125,9 +122,10 @@ fn activations_have_one_scale_per_token() {
             });
             rows.collect()
         };
-        // A value within f32 rounding of the middle between two steps may be rounded to the other: 1 of 7,680 is 1e-8.
+        // A value within f32 rounding of the middle between two steps may go to the other: one of these 7,680 would be
+        // 2e-8. Groups of 32 round other values.
         let (token, group) = (nmse(&with_groups_of(WIDTH), &hidden.x), nmse(&with_groups_of(32), &hidden.x));
-        assert!(token < 1e-7 && group > 1e-5, "{isa:?}: {token:.1e} and {group:.1e}");
+        assert!(token < 1e-7 && group > 1e-6, "{isa:?}: {token:.1e} and {group:.1e}");
     }
 }
 
