@@ -170,7 +170,7 @@ impl Reference {
         for x in input.chunks_exact(shape.n_in) {
             self.inputs.borrow_mut().add(linear.weight, 0, x);
             let bias = |r: usize| linear.bias.map_or(0.0, |b| self.vector(b)[r]);
-            out.extend(product(matrix, x).enumerate().map(|(r, y)| y + bias(r)));
+            out.extend(product(matrix, x).enumerate().map(|(r, y)| linear.scale * y + bias(r)));
         }
         out
     }

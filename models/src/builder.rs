@@ -19,6 +19,9 @@ pub(crate) struct Builder<'a> {
     ids: HashMap<(String, bool), WeightId>,
     ropes: Vec<Rope>,
     blocks: Vec<Block>,
+    one_scale_per_token: bool,
+    /// Tensors that are scales of matrices.
+    scales: Vec<String>,
     steps: Vec<Step>,
     block_weights: Vec<WeightId>,
     /// Prefix of tensor names in the current block: `blk.3.` or nothing.
@@ -40,6 +43,8 @@ impl<'a> Builder<'a> {
             ids: HashMap::new(),
             ropes: Vec::new(),
             blocks: Vec::new(),
+            one_scale_per_token: false,
+            scales: Vec::new(),
             steps: Vec::new(),
             block_weights: Vec::new(),
             prefix: String::new(),
@@ -56,6 +61,11 @@ impl<'a> Builder<'a> {
     pub(crate) fn add_rope(&mut self, rope: Rope) -> usize {
         self.ropes.push(rope);
         self.ropes.len() - 1
+    }
+
+    /// See [`Program::one_scale_per_token`].
+    pub(crate) fn one_scale_per_token(&mut self) {
+        self.one_scale_per_token = true;
     }
 
     /// The embedding block: `X = scale * token_embd[token]`.
@@ -113,6 +123,13 @@ impl<'a> Builder<'a> {
     /// `H = rmsnorm(X)`: the start of a half-layer.
     pub(crate) fn pre_norm(&mut self, name: &str) {
         self.norm(name, Reg::X, Reg::H, false);
+    }
+
+    /// `reg = rmsnorm(reg)`, for A or F: the norm before an output projection.
+    pub(crate) fn sub_norm(&mut self, name: &str, reg: Reg) {
+        let width = if reg == Reg::F { self.hp.n_ff[self.layer] } else { self.n_q() };
+        let norm = self.vector(name, width);
+        self.steps.push(Step::Norm { norm, input: reg, output: reg, add: false });
     }
 
     /// `Q, K, V` from `H`.
@@ -202,7 +219,8 @@ impl<'a> Builder<'a> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let used: HashSet<&str> = self.weights.iter().map(|w| w.tensor.as_str()).chain(["rope_freqs.weight"]).collect();
+        let weights = self.weights.iter().map(|w| &w.tensor).chain(&self.scales).map(String::as_str);
+        let used: HashSet<&str> = weights.chain(["rope_freqs.weight"]).collect();
         let unused = self.gguf.tensors().iter().filter(|t| !used.contains(t.name.as_str())).map(|t| t.name.clone());
         let registers = Registers {
             n_embd: self.hp.n_embd,
@@ -218,6 +236,7 @@ impl<'a> Builder<'a> {
             hparams: self.hp,
             weights: self.weights,
             ropes: self.ropes,
+            one_scale_per_token: self.one_scale_per_token,
             blocks: self.blocks,
         })
     }
@@ -250,18 +269,43 @@ impl<'a> Builder<'a> {
         Vector { weight: self.weight(&tensor, WeightRole::Vector, n, 1), eps: self.hp.rms_eps }
     }
 
-    /// `NAME.weight` and, where the file has it, `NAME.bias`.
+    /// `NAME.weight` and, where the file has them, `NAME.bias` and `NAME.scale`.
     fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Linear {
         let tensor = format!("{}{name}.weight", self.prefix);
         let weight = self.weight(&tensor, WeightRole::Matrix, n_in, n_out);
         let bias = format!("{}{name}.bias", self.prefix);
         let bias = self.gguf.tensor(&bias).is_some().then(|| self.weight(&bias, WeightRole::Vector, n_out, 1));
-        Linear { weight, bias }
+        let scale = match self.scale(name) {
+            Ok(scale) => scale,
+            Err(error) => {
+                self.error.get_or_insert(error);
+                1.0
+            }
+        };
+        Linear { weight, bias, scale }
+    }
+
+    /// `NAME.scale`, one number, or 1 where the file has none.
+    fn scale(&mut self, name: &str) -> Result<f32> {
+        let tensor = format!("{}{name}.scale", self.prefix);
+        let Some(info) = self.gguf.tensor(&tensor) else { return Ok(1.0) };
+        if !without_trailing_ones(info.dims()).is_empty() {
+            let (found, expected) = (info.dims().to_vec(), vec![1]);
+            return Err(Error::Shape { tensor, found, expected, offset: info.offset() });
+        }
+        let scale = self.gguf.dequantize(info)?[0];
+        self.scales.push(tensor);
+        Ok(scale)
     }
 
     /// `NAME.weight` as one matrix per expert.
     fn experts(&mut self, name: &str, n_in: usize, n_out: usize) -> WeightId {
         let tensor = format!("{}{name}.weight", self.prefix);
+        let scale = format!("{}{name}.scale", self.prefix);
+        if self.gguf.tensor(&scale).is_some() {
+            self.error
+                .get_or_insert(Error::Unsupported { what: format!("a scale for each expert (tensor `{scale}`)") });
+        }
         self.weight(&tensor, WeightRole::Experts { n_expert: self.hp.n_expert }, n_in, n_out)
     }
 

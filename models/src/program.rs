@@ -59,13 +59,15 @@ pub struct Vector {
     pub eps: f32,
 }
 
-/// `y = W x + b`.
+/// `y = s W x + b`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
     /// `W`, `[n_out, n_in]`.
     pub weight: WeightId,
     /// `b`, `[n_out]`.
     pub bias: Option<WeightId>,
+    /// `s`: 1 unless the file has a scale for the whole matrix.
+    pub scale: f32,
 }
 
 /// A register: one row of f32 per token of the batch. [`Registers`] gives the widths.
@@ -300,6 +302,9 @@ pub struct Program {
     pub weights: Vec<Weight>,
     /// Rotary embeddings, each used by some of the layers.
     pub ropes: Vec<Rope>,
+    /// Whether the model was trained with activations rounded to int8 by one scale per token (and not per 32), which a
+    /// backend that rounds them may follow. The output head is not included.
+    pub one_scale_per_token: bool,
     /// Embedding, then the two halves of each layer, then the output head.
     pub blocks: Vec<Block>,
     /// Tensors of the file that the program does not use, for a warning.

@@ -85,7 +85,7 @@ fn every_block_equals_the_reference() {
     if !has_device() {
         return;
     }
-    for name in ["llama", "llama-bias", "llama-mqa", "llama-yarn", "qwen2", "qwen3", "gemma3"] {
+    for name in ["llama", "llama-bias", "llama-mqa", "llama-yarn", "qwen2", "qwen3", "gemma3", "bitnet"] {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         // f32 sums of a few hundred terms: 1e-12 is their rounding. The weights of these models are plain numbers, so
         // that the fast path only rounds the cache: 2^-11 relative, squared, of the attention's share of X.

@@ -91,7 +91,7 @@ impl Product {
         let x = random.floats(n_in * n_cols);
         let mut groups = vec![ActGroup::default(); x.len() / GROUP];
         // SAFETY: 32 floats per group; `IsaLevel::kernels` asked the CPU.
-        unsafe { (kernels.quantize)(x.as_ptr(), &mut groups) };
+        unsafe { (kernels.quantize)(x.as_ptr(), 0.0, &mut groups) };
         let (work, tile) = (vec![0.0; matrix.work_len()], vec![0.0; n_cols * LANES]);
         Some(Product { matrix, arena, x, groups, work, tile })
     }
@@ -136,7 +136,7 @@ impl Quantize {
     /// Quantizes.
     pub fn run(&mut self) -> f32 {
         // SAFETY: 32 floats per group; `IsaLevel::kernels` asked the CPU.
-        unsafe { (self.kernels.quantize)(self.x.as_ptr(), &mut self.groups) };
+        unsafe { (self.kernels.quantize)(self.x.as_ptr(), 0.0, &mut self.groups) };
         self.groups[0].d
     }
 }

@@ -36,7 +36,8 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
-    pub(crate) quantize: unsafe fn(*const f32, &mut [ActGroup]),
+    pub(crate) quantize: unsafe fn(*const f32, f32, &mut [ActGroup]),
+    pub(crate) absmax: unsafe fn(*const f32, usize) -> f32,
     pub(crate) quantize_twice: unsafe fn(*const f32, &mut [ActGroup], &mut [ActGroup]),
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
@@ -153,9 +154,14 @@ macro_rules! kernels_for {
                 unsafe { matmul::float_panel::<$isa, P, $tile>(p, acts, cols, out) }
             }
             $(#[$feature])?
-            unsafe fn quantize(x: *const f32, out: &mut [ActGroup]) {
+            unsafe fn quantize(x: *const f32, least: f32, out: &mut [ActGroup]) {
                 // SAFETY: see above.
-                unsafe { matmul::quantize::<$isa>(x, out) }
+                unsafe { matmul::quantize::<$isa>(x, least, out) }
+            }
+            $(#[$feature])?
+            unsafe fn absmax(x: *const f32, n: usize) -> f32 {
+                // SAFETY: see above.
+                unsafe { matmul::absmax::<$isa>(x, n) }
             }
             $(#[$feature])?
             unsafe fn quantize_twice(x: *const f32, main: &mut [ActGroup], rest: &mut [ActGroup]) {
@@ -261,6 +267,7 @@ macro_rules! kernels_for {
                     name: $level.name(),
                     matrix,
                     quantize,
+                    absmax,
                     quantize_twice,
                     dot_f32,
                     rms_norm,

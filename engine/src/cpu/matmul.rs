@@ -389,18 +389,18 @@ unsafe fn float_tile<S: Isa, P: PackedFloat, const N: usize>(panel: *const u8, a
     }
 }
 
-/// Quantizes a row to int8 in groups of 32: `d = absmax / 127`, `q = round(x / d)`; and the sums that offsets and mins
-/// need.
+/// Quantizes a row to int8 in groups of 32: `d = max(absmax, least) / 127`, `q = round(x / d)`; and the sums that offsets
+/// and mins need.
 ///
 /// # Safety
 /// `x` has 32 floats for each of `out`; the CPU has the instruction set.
 #[inline(always)]
-pub(crate) unsafe fn quantize<S: Isa>(x: *const f32, out: &mut [ActGroup]) {
+pub(crate) unsafe fn quantize<S: Isa>(x: *const f32, least: f32, out: &mut [ActGroup]) {
     for (g, out) in out.iter_mut().enumerate() {
         // SAFETY: two vectors per group, as the caller promises.
         unsafe {
             let halves = [S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES))];
-            *out = quantize_group::<S>(halves).0;
+            *out = quantize_group::<S>(halves, least).0;
         }
     }
 }
@@ -415,21 +415,21 @@ pub(crate) unsafe fn quantize_twice<S: Isa>(x: *const f32, main: &mut [ActGroup]
         // SAFETY: two vectors per group, as the caller promises.
         unsafe {
             let halves = [S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES))];
-            let (group, quants) = quantize_group::<S>(halves);
+            let (group, quants) = quantize_group::<S>(halves, 0.0);
             let minus_d = S::f_splat(-group.d);
             let left = |h: usize| S::f_fma(S::i_to_f(quants[h]), minus_d, halves[h]);
             *main = group;
-            *rest = quantize_group::<S>([left(0), left(1)]).0;
+            *rest = quantize_group::<S>([left(0), left(1)], 0.0).0;
         }
     }
 }
 
 /// One group, and its quants as vectors.
 #[inline(always)]
-unsafe fn quantize_group<S: Isa>([a, b]: [S::F; 2]) -> (ActGroup, [S::I; 2]) {
+unsafe fn quantize_group<S: Isa>([a, b]: [S::F; 2], least: f32) -> (ActGroup, [S::I; 2]) {
     // SAFETY: register operations, and stores inside the group.
     unsafe {
-        let absmax = S::f_max_lane(S::f_max(S::f_abs(a), S::f_abs(b)));
+        let absmax = S::f_max_lane(S::f_max(S::f_abs(a), S::f_abs(b))).max(least);
         // 0, or NaN where an element is infinite or NaN: what maximum and rounding drop passes on through the scale.
         let taint = S::f_sum(S::f_fma(b, S::f_splat(0.0), S::f_mul(a, S::f_splat(0.0))));
         // Groups too small for the inverse to be finite count as zeros.
@@ -446,6 +446,22 @@ unsafe fn quantize_group<S: Isa>([a, b]: [S::F; 2]) -> (ActGroup, [S::I; 2]) {
         out.minus = sum.wrapping_neg();
         out.minus_first = sa.wrapping_neg();
         (out, [qa, qb])
+    }
+}
+
+/// The largest magnitude among `n` floats, a multiple of 16; that of the others where some are NaN.
+///
+/// # Safety
+/// `x` has `n` floats; the CPU has the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn absmax<S: Isa>(x: *const f32, n: usize) -> f32 {
+    // SAFETY: whole vectors inside `n`.
+    unsafe {
+        let mut largest = S::f_splat(0.0);
+        for i in (0..n).step_by(LANES) {
+            largest = S::f_max(S::f_abs(S::f_load(x.add(i))), largest);
+        }
+        S::f_max_lane(largest)
     }
 }
 

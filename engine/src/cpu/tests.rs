@@ -101,7 +101,7 @@ fn activations(n: usize, values: Values, random: &mut Random) -> Vec<f32> {
 fn quantize(kernels: &Kernels, x: &[f32]) -> Vec<ActGroup> {
     let mut out = vec![ActGroup::default(); x.len() / 32];
     // SAFETY: 32 floats per group.
-    unsafe { (kernels.quantize)(x.as_ptr(), &mut out) };
+    unsafe { (kernels.quantize)(x.as_ptr(), 0.0, &mut out) };
     out
 }
 
@@ -204,6 +204,27 @@ fn every_type_on_every_instruction_set() {
                     check(level, ty, (512, 35, n_cols), values, 7 + n_cols as u64);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn groups_of_a_token_can_share_a_scale() {
+    let mut random = Random(5);
+    for level in levels() {
+        let kernels = level.kernels();
+        let x: Vec<f32> = (0..320).map(|i| random.float() * (1 + i / 32) as f32).collect();
+        let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let mut out = vec![ActGroup::default(); 10];
+        // SAFETY: 320 floats, 32 for each group; `levels` are those of this CPU.
+        unsafe {
+            assert_eq!((kernels.absmax)(x.as_ptr(), x.len()), largest);
+            (kernels.quantize)(x.as_ptr(), largest, &mut out);
+        }
+        for (i, x) in x.iter().enumerate() {
+            let ActGroup { d, q, .. } = out[i / 32];
+            assert_eq!(d, largest / 127.0);
+            assert!((x - d * f32::from(q[i % 32])).abs() <= 0.5001 * d);
         }
     }
 }

@@ -247,6 +247,10 @@ impl Layout {
             for buf in buffers(step, program) {
                 layout.bufs.insert(buf, bytes(stride(program, buf)));
             }
+            if let Some(scaled) = linears(step).iter().find(|linear| linear.scale != 1.0) {
+                let what = format!("the scale of `{}`", program.weight(scaled.weight).tensor);
+                return Err(GpuError::Unsupported { what }.into());
+            }
             layout.add_vectors(program, step);
             layout.add_products(gguf, program, (b, s), step, binding)?;
             match step {

@@ -134,7 +134,7 @@ impl Builder {
     }
 
     fn matrix(&mut self, name: &str, ty: GgmlType, n_in: usize, n_out: usize) -> Linear {
-        Linear { weight: self.tensor(name, WeightRole::Matrix, ty, &[n_in, n_out]), bias: None }
+        Linear { weight: self.tensor(name, WeightRole::Matrix, ty, &[n_in, n_out]), bias: None, scale: 1.0 }
     }
 
     /// Adds a tensor to the directory: name, dimensions, type, offset (the format's page, under "tensor infos").
@@ -193,6 +193,7 @@ impl Builder {
             registers,
             weights: self.weights,
             ropes: vec![Rope { pairing: RopePairing::NeoX, freqs: vec![0.01; HEAD_DIM / 2], magnitude: 1.0 }],
+            one_scale_per_token: false,
             blocks: self.blocks,
             unused: Vec::new(),
         };

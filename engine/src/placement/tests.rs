@@ -28,6 +28,7 @@ fn program(n_layer: usize) -> Program {
         registers: Registers { n_embd: 32, n_q: 32, n_kv: 32, n_ff: 32, n_expert: 0 },
         weights: vec![],
         ropes: vec![],
+        one_scale_per_token: false,
         blocks: kinds.map(|kind| Block { kind, steps: vec![], weights: vec![] }).collect(),
         unused: vec![],
     }

@@ -1,5 +1,6 @@
 //! Architectures: one file each, one row each in [`ARCHITECTURES`].
 
+mod bitnet;
 mod gemma3;
 mod llama;
 mod qwen2;
@@ -28,6 +29,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "qwen2moe", families: "Qwen 1.5 and 2 with experts", build: qwen2::build },
     Architecture { name: "qwen3", families: "Qwen 3 (dense)", build: qwen3::build },
     Architecture { name: "qwen3moe", families: "Qwen 3 with experts", build: qwen3::build },
+    Architecture { name: "bitnet", families: "BitNet b1.58", build: bitnet::build },
     Architecture { name: "gemma3", families: "Gemma 3 (text)", build: gemma3::build },
 ];
 

@@ -57,6 +57,7 @@ pub(crate) struct Shape {
     /// Sliding window of all layers but every `period`-th (gemma3 only).
     pub(crate) window: usize,
     pub(crate) period: usize,
+    /// Biases, and scales of some matrices.
     pub(crate) biases: bool,
     pub(crate) tied: bool,
     pub(crate) soft_cap: Option<f32>,
@@ -72,9 +73,9 @@ impl Shape {
         let head_dim = random.one_of(&[8, 10, 16, 20, 24, 32, 40, 64, 72, 80, 96]);
         let n_ff = |random: &mut Random| random.one_of(&[17, 31, 64, 100, 256, 288]);
         let floats = vec![F32, F16, BF16];
-        let all = vec![F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
+        let all = GgmlType::ALL.iter().copied().filter(|ty| quant::decode_fn(*ty).is_some()).collect();
         Shape {
-            arch: random.one_of(&["llama", "qwen2", "qwen3", "gemma3"]),
+            arch: random.one_of(&["llama", "qwen2", "qwen3", "gemma3", "bitnet"]),
             n_embd: random.one_of(&[20, 33, 64, 96, 256, 288]),
             n_head_kv: 1 + random.below(3),
             group: 1 + random.below(9),
@@ -129,6 +130,9 @@ impl Shape {
             if self.arch == "gemma3" {
                 norms.extend([("post_attention_norm", n_embd), ("post_ffw_norm", n_embd)]);
             }
+            if self.arch == "bitnet" {
+                norms.extend([("attn_sub_norm", n_q), ("ffn_sub_norm", *n_ff)]);
+            }
             for (part, n) in norms {
                 file.vector(random, &format!("{}.weight", name(part)), n, 1.0);
             }
@@ -150,6 +154,9 @@ impl Shape {
                 self.matrix(&mut file, random, &name(part), n_in, n_out, 1);
                 if self.biases {
                     file.vector(random, &format!("{}.bias", name(part)), n_out, 0.0);
+                    if part != "attn_k" {
+                        file.vector(random, &format!("{}.scale", name(part)), 1, 1.0);
+                    }
                 }
             }
             if let Some((n_expert, n_used)) = self.experts {
@@ -231,25 +238,41 @@ impl Shape {
 
 /// A random block whose weights have the root mean square `size`.
 fn block(ty: GgmlType, size: f32, random: &mut Random) -> Vec<u8> {
+    use GgmlType::*;
     // Byte offsets of the f16 fields, with values that put the weights about 0.
     let fields: &[(usize, f32)] = match ty {
-        GgmlType::F32 => return (size * 1.7 * random.float()).to_le_bytes().to_vec(),
-        GgmlType::BF16 => return half::bf16::from_f32(size * 1.7 * random.float()).to_le_bytes().to_vec(),
-        GgmlType::F16 => return half::f16::from_f32(size * 1.7 * random.float()).to_le_bytes().to_vec(),
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[(0, 1.0)],
-        GgmlType::Q4_1 => &[(0, 1.0), (2, -7.5)],
-        GgmlType::Q5_1 => &[(0, 1.0), (2, -15.5)],
-        GgmlType::Q2_K => &[(80, 1.0), (82, 1.5)],
-        GgmlType::Q3_K => &[(108, 1.0)],
-        GgmlType::Q4_K => &[(0, 1.0), (2, 7.5)],
-        GgmlType::Q5_K => &[(0, 1.0), (2, 15.5)],
-        GgmlType::Q6_K => &[(208, 1.0)],
+        F32 => return (size * 1.7 * random.float()).to_le_bytes().to_vec(),
+        BF16 => return half::bf16::from_f32(size * 1.7 * random.float()).to_le_bytes().to_vec(),
+        F16 => return half::f16::from_f32(size * 1.7 * random.float()).to_le_bytes().to_vec(),
+        Q4_0 | Q5_0 | Q8_0 | Q1_0 | Q2_0 | IQ4_NL | IQ4_XS => &[(0, 1.0)],
+        IQ1_S | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S => &[(0, 1.0)],
+        TQ1_0 => &[(52, 1.0)],
+        TQ2_0 => &[(64, 1.0)],
+        IQ1_M | MXFP4 | NVFP4 => &[],
+        Q4_1 => &[(0, 1.0), (2, -7.5)],
+        Q5_1 => &[(0, 1.0), (2, -15.5)],
+        Q2_K => &[(80, 1.0), (82, 1.5)],
+        Q3_K => &[(108, 1.0)],
+        Q4_K => &[(0, 1.0), (2, 7.5)],
+        Q5_K => &[(0, 1.0), (2, 15.5)],
+        Q6_K => &[(208, 1.0)],
         other => panic!("say where the f16 fields of {other} are"),
     };
     let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| random.next() as u8).collect();
     let set = |block: &mut Vec<u8>, scale: f32| {
         for (at, value) in fields {
             block[*at..at + 2].copy_from_slice(&half::f16::from_f32(scale * value).to_le_bytes());
+        }
+        match ty {
+            // The scale's 16 bits are the high nibbles of the last 8 bytes' odd ones.
+            IQ1_M => (0..4).for_each(|i| {
+                let nibble = (half::f16::from_f32(scale).to_bits() >> (4 * i) & 15) as u8;
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | nibble << 4;
+            }),
+            // Powers of two: exponents of 8 bits, and of 4 above 3 bits of mantissa.
+            MXFP4 => block[0] = (127.0 + scale.log2().round()) as u8,
+            NVFP4 => block[..4].fill((7.0 + scale.log2().round()).clamp(1.0, 15.0) as u8 * 8),
+            _ => {}
         }
     };
     set(&mut block, 1.0);

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
 
+mod bitnet;
 mod experts;
 mod file;
 mod inputs;
@@ -14,7 +15,7 @@ use tandem_engine::backend::Hidden;
 use tandem_engine::cpu::{CpuBackend, CpuOptions, IsaLevel};
 use tandem_engine::reference::Reference;
 use tandem_engine::{Backend, Batch, Error, KvType, LoadOptions, Model, Outputs, Precision, Session};
-use tandem_loader::{GgmlType, Gguf};
+use tandem_loader::{GgmlType, Gguf, quant};
 use tandem_models::{BlockKind, Program, Step};
 
 /// One way to run a model.
@@ -171,6 +172,27 @@ fn random_shapes() {
         let mut random = Random::new(1000 + seed);
         let shape = Shape::random(&mut random);
         check(&shape, 1 + random.below(50), seed);
+    }
+}
+
+/// As embedding table, as head, and as every matrix between.
+#[test]
+fn every_type_in_every_role() {
+    let storable = GgmlType::ALL.iter().filter(|ty| quant::decode_fn(**ty).is_some());
+    for (i, ty) in storable.enumerate() {
+        let mut random = Random::new(90 + i as u64);
+        let shape = Shape {
+            arch: "llama",
+            n_embd: 256,
+            n_head_kv: 2,
+            group: 4,
+            head_dim: 32,
+            n_rot: 32,
+            n_ff: vec![256],
+            types: vec![*ty],
+            ..Shape::random(&mut random)
+        };
+        check(&shape, 9, i as u64);
     }
 }
 

@@ -204,11 +204,10 @@ impl Exec<'_> {
             let cols = tokens.start + cols.start..tokens.start + cols.end;
             for p in 0..matrix.n_panels() {
                 let outputs = p * LANES..matrix.n_out.min((p + 1) * LANES);
-                let bias = router.bias.map(|b| &self.vector(b)[outputs.clone()]);
                 // SAFETY: `acts` covers all columns of the batch.
                 unsafe { matrix.multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile) };
                 for (t, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
-                    tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+                    self.scale_and_bias(router, &outputs, tile);
                     let at = t * width;
                     // SAFETY: this member's tokens.
                     let out = unsafe { self.registers[slot(Reg::R)].get_mut(at + outputs.start..at + outputs.end) };

@@ -212,6 +212,11 @@ impl Exec<'_> {
         m.phase_even(self.n(), |rows| {
             for t in rows {
                 let at = t * width..(t + 1) * width;
+                if input == output {
+                    // SAFETY: this member's rows.
+                    unsafe { (self.kernels.head_norm)(to.get_mut(at), weight, norm.eps) };
+                    continue;
+                }
                 // SAFETY: this member's rows of two different registers.
                 unsafe { (self.kernels.rms_norm)(from.get(at.clone()), weight, norm.eps, to.get_mut(at), add) };
             }
@@ -237,8 +242,12 @@ impl Exec<'_> {
                 let g = t * groups + first..t * groups + groups.min(first + piece);
                 // SAFETY: this member's groups.
                 unsafe {
-                    let x = self.registers[slot(input)].get(g.start * GROUP..g.end * GROUP);
-                    (self.kernels.quantize)(x.as_ptr(), self.groups.get_mut(g));
+                    let row = self.registers[slot(input)].get(t * n_in..(t + 1) * n_in);
+                    let least = match self.program.one_scale_per_token {
+                        true => (self.kernels.absmax)(row.as_ptr(), n_in),
+                        false => 0.0,
+                    };
+                    (self.kernels.quantize)(row[first * GROUP..].as_ptr(), least, self.groups.get_mut(g));
                 }
             }
         });
@@ -279,17 +288,26 @@ impl Exec<'_> {
         for cols in column_passes(n, matrix.n_in) {
             for p in panels.clone() {
                 let rows = p * LANES..matrix.n_out.min((p + 1) * LANES);
-                let bias = linear.bias.map(|b| &self.vector(b)[rows.clone()]);
                 // SAFETY: `acts` covers all columns of the batch.
                 unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
                 for (col, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
-                    tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+                    self.scale_and_bias(linear, &rows, tile);
                     let at = col * target.stride + rows.start;
                     // SAFETY: this member's panel.
                     let out = unsafe { target.out.get_mut(at..at + rows.len()) };
                     write_tile(out, tile, target.add);
                 }
             }
+        }
+    }
+
+    /// What a matrix's product becomes: rows `rows` of one column, in `tile`.
+    fn scale_and_bias(&self, linear: &Linear, rows: &Range<usize>, tile: &mut [f32]) {
+        if linear.scale != 1.0 {
+            tile.iter_mut().for_each(|y| *y *= linear.scale);
+        }
+        if let Some(bias) = linear.bias {
+            tile.iter_mut().zip(&self.vector(bias)[rows.clone()]).for_each(|(y, b)| *y += b);
         }
     }
 
@@ -326,8 +344,7 @@ impl Exec<'_> {
         let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact_mut(LANES));
         for (col, (g, u)) in cols.zip(tiles) {
             for (tile, linear) in [(&mut *g, gate), (&mut *u, up)] {
-                let bias = linear.bias.map(|b| &self.vector(b)[rows.clone()]);
-                tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+                self.scale_and_bias(linear, &rows, tile);
             }
             // SAFETY: 16 floats each; this member's panel.
             unsafe {
@@ -430,10 +447,11 @@ impl Exec<'_> {
         let n_vocab = self.matrix(linear).n_out;
         let outputs = p * LANES..n_vocab.min((p + 1) * LANES);
         let bias = linear.bias.map(|b| &self.vector(b)[outputs.clone()]);
+        let scale = linear.scale;
         // SAFETY: this member's panel.
         let out = unsafe { self.logits.get_mut(row * n_vocab + outputs.start..row * n_vocab + outputs.end) };
         for (i, out) in out.iter_mut().enumerate() {
-            let y = tile[i] + tile.get(LANES + i).copied().unwrap_or(0.0) + bias.map_or(0.0, |b| b[i]);
+            let y = scale * (tile[i] + tile.get(LANES + i).copied().unwrap_or(0.0)) + bias.map_or(0.0, |b| b[i]);
             *out = soft_cap.map_or(y, |cap| cap * (y / cap).tanh());
         }
     }

@@ -137,7 +137,7 @@ impl Plan {
 
     pub(super) fn linear(&mut self, ty: GgmlType, n_in: usize, n_out: usize, bias: bool) -> Linear {
         let weight = self.matrix(ty, n_in, n_out);
-        Linear { weight, bias: bias.then(|| self.vector(n_out)) }
+        Linear { weight, bias: bias.then(|| self.vector(n_out)), scale: 1.0 }
     }
 
     pub(super) fn norm(&mut self, n: usize) -> Vector {
@@ -184,6 +184,7 @@ impl Plan {
             registers,
             weights: self.weights,
             ropes: self.ropes,
+            one_scale_per_token: false,
             blocks,
             unused: vec![],
         });
