@@ -43,11 +43,6 @@ impl Failure {
         Failure { code: MODEL, message: message.into() }.into()
     }
 
-    /// The model cannot be placed as asked.
-    pub(crate) fn placement(message: impl Into<String>) -> anyhow::Error {
-        Failure { code: PLACEMENT, message: message.into() }.into()
-    }
-
     /// Stopped by Ctrl-C; nothing more to say.
     pub(crate) fn interrupted() -> anyhow::Error {
         Failure { code: INTERRUPTED, message: "interrupted".to_owned() }.into()
@@ -99,6 +94,11 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<tandem_engine::Error>() {
         return Some(code_of_engine(error));
     }
+    match cause.downcast_ref::<tandem_loader::Error>() {
+        Some(tandem_loader::Error::Write { .. }) => return Some(FAILURE),
+        Some(tandem_loader::Error::Exists { .. }) => return Some(USAGE),
+        _ => {}
+    }
     // The templates of model files that are not even valid; what they refuse at run time is no fault of the file.
     if let Some(error) = cause.downcast_ref::<TemplateError>() {
         let of_file = matches!(error, TemplateError::Metadata(_) | TemplateError::UnknownName { .. });
@@ -122,8 +122,20 @@ fn code_of_engine(error: &tandem_engine::Error) -> u8 {
     use tandem_engine::Error;
     match error {
         Error::Loader(_) | Error::Models(_) => MODEL,
-        Error::OutOfMemory { .. } => PLACEMENT,
+        Error::OutOfMemory { .. } | Error::Placement(_) => PLACEMENT,
+        #[cfg(feature = "gpu")]
+        Error::Gpu(error) => code_of_gpu(error),
         Error::Interrupted => INTERRUPTED,
         Error::ContextFull { .. } | Error::BadToken { .. } | Error::Threads { .. } => FAILURE,
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn code_of_gpu(error: &tandem_engine::gpu::GpuError) -> u8 {
+    use tandem_engine::gpu::GpuError;
+    match error {
+        GpuError::NoAdapter | GpuError::NoSuchAdapter { .. } | GpuError::Unusable { .. } => PLACEMENT,
+        GpuError::Open { .. } | GpuError::OutOfMemory { .. } | GpuError::Unsupported { .. } => PLACEMENT,
+        GpuError::Lost { .. } | GpuError::Failed { .. } => FAILURE,
     }
 }

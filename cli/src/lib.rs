@@ -11,9 +11,11 @@ mod ids;
 mod interrupt;
 mod open;
 mod output;
+mod placement;
 mod prompt;
 mod threads;
 mod ui;
+mod windows;
 
 use std::process::ExitCode;
 

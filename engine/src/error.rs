@@ -50,6 +50,9 @@ pub enum Error {
     #[cfg(feature = "gpu")]
     #[error(transparent)]
     Gpu(#[from] crate::gpu::GpuError),
+    /// Something cannot be placed as asked.
+    #[error("{0}")]
+    Placement(String),
     /// Evaluation was stopped by the caller.
     #[error("interrupted")]
     Interrupted,

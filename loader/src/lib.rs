@@ -22,8 +22,10 @@ mod metadata;
 pub mod quant;
 mod source;
 mod split;
+mod writer;
 
 pub use error::{Error, Result};
 pub use ggml_type::{GgmlType, TypeClass, TypeIdError};
 pub use gguf::{Gguf, TensorInfo};
 pub use metadata::{ArrayValue, Metadata, Value, ValueType};
+pub use writer::{TensorSpec, Writer, Written};

@@ -134,7 +134,7 @@ pub(super) fn rows_of(program: &Program, reg: Reg) -> Rows {
         Reg::K => (Buf::Qkv, regs.n_q),
         Reg::V => (Buf::Qkv, regs.n_q + regs.n_kv),
         Reg::A => (Buf::A, 0),
-        Reg::F => (Buf::F, 0),
+        Reg::F | Reg::R => (Buf::F, 0),
     };
     Rows { buf, column, stride: stride(program, buf) }
 }
@@ -164,6 +164,10 @@ fn linears(step: &Step) -> Vec<Linear> {
         | Step::HeadNorm { .. }
         | Step::Rope { .. }
         | Step::StoreKv { .. }
+        | Step::Route { .. }
+        | Step::ExpertGlu { .. }
+        | Step::ExpertDown { .. }
+        | Step::SigmoidGate { .. }
         | Step::Attend { .. } => vec![],
     }
 }
@@ -180,6 +184,10 @@ fn vectors(step: &Step) -> Vec<WeightId> {
         | Step::Attend { .. }
         | Step::Linear { .. }
         | Step::Glu { .. }
+        | Step::Route { .. }
+        | Step::ExpertGlu { .. }
+        | Step::ExpertDown { .. }
+        | Step::SigmoidGate { .. }
         | Step::Logits { .. } => vec![],
     }
 }
@@ -195,6 +203,7 @@ fn buffers(step: &Step, program: &Program) -> Vec<Buf> {
         Step::Attend { .. } => vec![Buf::Qkv, Buf::A],
         Step::Glu { .. } => vec![Buf::H, Buf::GateUp, Buf::F],
         Step::Logits { .. } => vec![Buf::H],
+        Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => vec![],
     }
 }
 
@@ -250,6 +259,9 @@ impl Layout {
                     layout.angle_bytes = bytes(2 * pairs);
                 }
                 Step::Logits { .. } => layout.logit_rows = (MAX_LOGITS / n_vocab).clamp(1, rows),
+                Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => {
+                    return Err(GpuError::Unsupported { what: "a mixture of experts".to_owned() }.into());
+                }
                 Step::Embed { .. }
                 | Step::Norm { .. }
                 | Step::Qkv { .. }

@@ -33,6 +33,10 @@ impl Heads {
             | Step::Attend { .. }
             | Step::Linear { .. }
             | Step::Glu { .. }
+            | Step::Route { .. }
+            | Step::ExpertGlu { .. }
+            | Step::ExpertDown { .. }
+            | Step::SigmoidGate { .. }
             | Step::Logits { .. } => return self.is_empty(),
         }
         true

@@ -60,6 +60,10 @@ fn multiplied(step: &Step) -> Option<Reg> {
         | Step::HeadNorm { .. }
         | Step::Rope { .. }
         | Step::StoreKv { .. }
+        | Step::Route { .. }
+        | Step::ExpertGlu { .. }
+        | Step::ExpertDown { .. }
+        | Step::SigmoidGate { .. }
         | Step::Attend { .. } => None,
     }
 }
@@ -73,6 +77,7 @@ fn written(step: &Step) -> Vec<Reg> {
         Step::HeadNorm { .. } | Step::Rope { .. } => vec![Reg::Q, Reg::K],
         Step::Attend { .. } => vec![Reg::A],
         Step::Glu { .. } => vec![Reg::F],
+        Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => vec![],
         Step::StoreKv { .. } | Step::Logits { .. } => vec![],
     }
 }
@@ -108,6 +113,9 @@ impl<'a> Compiler<'a> {
         }
         match step {
             Step::Embed { .. } | Step::HeadNorm { .. } | Step::Rope { .. } | Step::StoreKv { .. } => {}
+            Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => {
+                unreachable!("the layout refuses it")
+            }
             Step::Norm { norm, input, output, add } => self.norm(state, s, norm, (*input, *output), *add)?,
             Step::Qkv { .. } => self.products(state, s, Reg::H, self.rows(Reg::Q), 0, 0.0)?,
             Step::Attend { layer, scale, window } => {

@@ -9,7 +9,7 @@ use tandem_models::{
     Block, BlockKind, Hparams, Linear, Program, Reg, Registers, Rope, Step, Vector, Weight, WeightId, WeightRole,
 };
 
-use super::super::layout::{Buf, rows_of, stride};
+use super::super::layout::{Buf, rows_of};
 use super::super::op::Pass;
 use super::super::{GpuBackend, GpuOptions, adapters};
 use crate::model::Precision;
@@ -101,6 +101,9 @@ impl Plan {
             n_layer: 1,
             n_embd,
             n_ff: vec![n_ff],
+            n_expert: 0,
+            n_expert_used: 0,
+            n_ff_expert: None,
             n_head,
             n_head_kv,
             head_dim,
@@ -168,6 +171,7 @@ impl Plan {
             n_q: hp.n_head * hp.head_dim,
             n_kv: hp.n_head_kv * hp.head_dim,
             n_ff: hp.n_ff[0],
+            n_expert: 0,
         };
         let blocks: Vec<Block> = self
             .blocks
@@ -316,11 +320,6 @@ impl Bench {
             let error = nmse(&regs[reg], got);
             assert!(error <= limit, "{what}, {n} tokens: register {reg:?} is off by {error:.1e} (limit {limit:.0e})");
         }
-    }
-
-    /// Floats from one row of a buffer to the next.
-    pub(super) fn stride(&self, buf: Buf) -> usize {
-        stride(&self.program, buf)
     }
 }
 
