@@ -12,11 +12,34 @@ macro_rules! sources {
 /// All sources: kernels, and what they include.
 pub static SOURCES: &[(&str, &str)] = sources![
     "attend.wgsl",
+    "best/collect.wgsl",
+    "best/common.wgsl",
+    "best/slices.wgsl",
+    "best/sort.wgsl",
+    "best/threshold.wgsl",
+    "combine.wgsl",
     "decode/bf16.wgsl",
     "decode/common.wgsl",
+    "decode/e2m1.wgsl",
     "decode/f16.wgsl",
     "decode/f32.wgsl",
+    "decode/grid.wgsl",
+    "decode/iq1.wgsl",
+    "decode/iq1_m.wgsl",
+    "decode/iq1_s.wgsl",
+    "decode/iq2_s.wgsl",
+    "decode/iq2_xs.wgsl",
+    "decode/iq2_xxs.wgsl",
+    "decode/iq3_s.wgsl",
+    "decode/iq3_xxs.wgsl",
+    "decode/iq4_nl.wgsl",
+    "decode/iq4_values.wgsl",
+    "decode/iq4_xs.wgsl",
     "decode/k_scales.wgsl",
+    "decode/mxfp4.wgsl",
+    "decode/nvfp4.wgsl",
+    "decode/q1_0.wgsl",
+    "decode/q2_0.wgsl",
     "decode/q2_k.wgsl",
     "decode/q3_k.wgsl",
     "decode/q4_0.wgsl",
@@ -27,7 +50,11 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "decode/q5_k.wgsl",
     "decode/q6_k.wgsl",
     "decode/q8_0.wgsl",
+    "decode/tq1_0.wgsl",
+    "decode/tq2_0.wgsl",
+    "decode/values.wgsl",
     "glu.wgsl",
+    "group.wgsl",
     "heads.wgsl",
     "kv/f16.wgsl",
     "kv/f32.wgsl",
@@ -42,6 +69,8 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "product.wgsl",
     "quantize.wgsl",
     "quantize_quad.wgsl",
+    "route.wgsl",
+    "sigmoid_gate.wgsl",
     "sum.wgsl",
     "unit.wgsl",
 ];
@@ -117,6 +146,30 @@ pub struct Operands {
     pub int8: bool,
 }
 
+/// The kernels that find the most likely tokens, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BestStep {
+    /// The largest logit of each slice of the vocabulary.
+    Slices,
+    /// The smallest logit that may be among the best.
+    Threshold,
+    /// All that are not smaller.
+    Collect,
+    /// Their order.
+    Sort,
+}
+
+impl BestStep {
+    /// All steps, in order.
+    pub const ALL: [BestStep; 4] = [BestStep::Slices, BestStep::Threshold, BestStep::Collect, BestStep::Sort];
+    /// Most tokens that are found.
+    pub const MAX_K: usize = 256;
+    /// Most slices.
+    pub const MAX_SLICES: usize = 1024;
+    /// Most logits that are collected and sorted.
+    pub const MAX_COLLECTED: usize = 1024;
+}
+
 /// A variant of a kernel: what becomes one pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kernel {
@@ -163,6 +216,22 @@ pub enum Kernel {
         /// Sizes.
         shape: HeadShape,
     },
+    /// Finding the most likely tokens, in four steps.
+    Best(BestStep),
+    /// Choosing of experts.
+    Route {
+        /// How many there are.
+        n_expert: u32,
+    },
+    /// Sorting of (token, expert) pairs by expert.
+    Group {
+        /// How many experts there are.
+        n_expert: u32,
+    },
+    /// Weighted sum over a token's experts.
+    Combine,
+    /// Scaling of rows by a sigmoid.
+    SigmoidGate,
     /// Product with few tokens.
     MatVec {
         /// Types.
@@ -173,6 +242,8 @@ pub enum Kernel {
         cols: u32,
         /// Sums through subgroups, and not through workgroup memory.
         subgroups: bool,
+        /// Each token has its own matrices; `cols` is 1.
+        experts: bool,
     },
     /// Product with many tokens.
     MatMat {
@@ -180,6 +251,8 @@ pub enum Kernel {
         operands: Operands,
         /// Tiles of 64 tokens, and not of 16.
         wide: bool,
+        /// Each tile has its own matrix.
+        experts: bool,
     },
 }
 
@@ -206,6 +279,14 @@ impl Kernel {
             Kernel::Heads { .. } => "heads.wgsl",
             Kernel::Attend { .. } => "attend.wgsl",
             Kernel::Merge { .. } => "merge.wgsl",
+            Kernel::Best(BestStep::Slices) => "best/slices.wgsl",
+            Kernel::Best(BestStep::Threshold) => "best/threshold.wgsl",
+            Kernel::Best(BestStep::Collect) => "best/collect.wgsl",
+            Kernel::Best(BestStep::Sort) => "best/sort.wgsl",
+            Kernel::Route { .. } => "route.wgsl",
+            Kernel::Group { .. } => "group.wgsl",
+            Kernel::Combine => "combine.wgsl",
+            Kernel::SigmoidGate => "sigmoid_gate.wgsl",
             Kernel::MatVec { .. } => "matvec.wgsl",
             Kernel::MatMat { .. } => "matmat.wgsl",
         }
@@ -214,10 +295,12 @@ impl Kernel {
     /// Threads of a workgroup.
     pub fn threads(&self) -> u32 {
         match self {
-            Kernel::Norm { .. } | Kernel::MatMat { .. } => 256,
-            Kernel::Quantize | Kernel::Glu { .. } => 64,
+            Kernel::Norm { .. } | Kernel::MatMat { .. } | Kernel::Group { .. } | Kernel::SigmoidGate => 256,
+            Kernel::Quantize | Kernel::Glu { .. } | Kernel::Route { .. } | Kernel::Combine => 64,
             Kernel::Heads { .. } | Kernel::Merge { .. } => 64,
             Kernel::Attend { shape, .. } => shape.threads(),
+            Kernel::Best(BestStep::Slices) => 64,
+            Kernel::Best(BestStep::Threshold | BestStep::Collect | BestStep::Sort) => 256,
             Kernel::MatVec { threads, .. } => *threads,
         }
     }
@@ -246,8 +329,18 @@ impl Kernel {
             }
             Kernel::Attend { .. } => bindings(&[(0, true), (1, true), (2, true), (3, false)]),
             Kernel::Merge { .. } => bindings(&[(0, true), (1, false)]),
-            Kernel::MatVec { .. } | Kernel::MatMat { .. } => {
-                bindings(&[(0, true), (1, true), (2, true), (3, true), (4, true), (5, false)])
+            Kernel::Best(BestStep::Slices | BestStep::Threshold) => bindings(&[(0, true), (1, false)]),
+            Kernel::Best(BestStep::Collect) => bindings(&[(0, true), (1, false), (2, false)]),
+            Kernel::Best(BestStep::Sort) => bindings(&[(0, true), (1, true), (2, false)]),
+            Kernel::Route { .. } => bindings(&[(0, false), (1, false)]),
+            Kernel::Group { .. } => bindings(&[(0, true), (1, false), (2, false)]),
+            Kernel::Combine | Kernel::SigmoidGate => bindings(&[(0, true), (1, true), (2, false)]),
+            Kernel::MatVec { experts, .. } | Kernel::MatMat { experts, .. } => {
+                let mut list = vec![(0, true), (1, true), (2, true), (3, true), (5, false)];
+                // Experts have no biases.
+                list.push(if *experts { (6, true) } else { (4, true) });
+                list.extend(experts.then_some([(7, true), (8, true)]).into_iter().flatten());
+                bindings(&list)
             }
         }
     }
@@ -284,13 +377,17 @@ impl Kernel {
                 settings.include("kv.wgsl", cache.snippet());
             }
             Kernel::Merge { shape } => settings.shape(*shape),
-            Kernel::MatVec { operands, threads: _, cols, subgroups } => {
+            Kernel::Route { n_expert } | Kernel::Group { n_expert } => settings.number("EXPERTS", *n_expert),
+            Kernel::Combine | Kernel::SigmoidGate | Kernel::Best(_) => {}
+            Kernel::MatVec { operands, threads: _, cols, subgroups, experts } => {
                 settings.operands(*operands);
+                settings.flag("EXPERTS", *experts);
                 settings.number("COLS", *cols);
                 settings.flag("SUBGROUPS", *subgroups);
             }
-            Kernel::MatMat { operands, wide } => {
+            Kernel::MatMat { operands, wide, experts } => {
                 settings.operands(*operands);
+                settings.flag("EXPERTS", *experts);
                 settings.flag("WIDE", *wide);
             }
         }
@@ -337,6 +434,7 @@ impl Settings {
         if let Some(format) = Format::of(operands.ty) {
             self.include("decode.wgsl", format.snippet);
             self.flag("FLOATS", format.decode == Decode::Floats);
+            self.number("TABLE", format.table_words() as u32);
         }
         self.flag("INT8", operands.int8);
     }

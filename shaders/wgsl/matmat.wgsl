@@ -4,6 +4,8 @@
 // Threads form a square: x picks rows x, x + 16, x + 32, x + 48, y picks token y (and y + 16, y + 32, y + 48 in WIDE
 // tiles): neighbours read neighbouring vectors of workgroup memory.
 //
+// Of experts, a tile's tokens are (token, expert) pairs of one expert, as `group.wgsl` sorted them.
+//
 // Dispatch: x numbers the tiles of rows, y those of tokens.
 
 #include "product.wgsl"
@@ -17,6 +19,40 @@ const TOKENS = 64u;
 const TOKENS = 16u;
 #endif
 
+// What a workgroup computes.
+struct Tile {
+    // Its first row, and the first row of the matrix in the buffer.
+    row: u32,
+    matrix: u32,
+    // Its first token, or the first place in `order`; and how many there are, up to TOKENS.
+    token: u32,
+    n_tokens: u32,
+}
+
+// The word where the weights of a row begin. Rows beyond the end repeat the last one; their results are not written.
+fn weight_row(tile: Tile, row: u32) -> u32 {
+    return (tile.matrix + min(tile.row + row, p.n_rows - 1u)) * p.row_words + TABLE;
+}
+
+// The row of `y` that a token's results go to; those beyond the end repeat the last one.
+fn out_row(tile: Tile, token: u32) -> u32 {
+    let at = tile.token + min(token, tile.n_tokens - 1u);
+#if EXPERTS
+    return order[at];
+#else
+    return at;
+#endif
+}
+
+// The row of `acts` that a token's activations are in.
+fn act_row(tile: Tile, token: u32) -> u32 {
+#if EXPERTS
+    return out_row(tile, token) / p.pairs_per_row;
+#else
+    return out_row(tile, token);
+#endif
+}
+
 #if INT8
 // Groups per step, and units of the inner loop in them.
 const STEP = 2u;
@@ -28,7 +64,7 @@ var<workgroup> w_scales: array<vec4<f32>, STEP * ROWS>;
 var<workgroup> x_quants: array<vec4<u32>, 2 * STEP * TOKENS>;
 var<workgroup> x_scales: array<vec4<f32>, STEP * TOKENS>;
 
-fn fetch(lane: u32, first_row: u32, first_token: u32, group: u32) {
+fn fetch(lane: u32, tile: Tile, group: u32) {
     // Half of the threads decode a group of weights each, the other half fetches activations.
     if lane < STEP * ROWS {
         let row = lane / STEP;
@@ -36,7 +72,7 @@ fn fetch(lane: u32, first_row: u32, first_token: u32, group: u32) {
         let to = lane % STEP * ROWS + row;
         var w: Group;
         if g < p.groups {
-            w = decode(min(first_row + row, p.n_rows - 1u) * p.row_words, g);
+            w = decode(weight_row(tile, row), g);
         }
         w_quants[to] = w.low;
         w_quants[STEP * ROWS + to] = w.high;
@@ -49,7 +85,7 @@ fn fetch(lane: u32, first_row: u32, first_token: u32, group: u32) {
         let to = i % STEP * TOKENS + token;
         var a: Acts;
         if g < p.groups {
-            a = load_acts(min(first_token + token, p.n_tokens - 1u), g);
+            a = load_acts(act_row(tile, token), g);
         }
         x_quants[to] = a.low;
         x_quants[STEP * TOKENS + to] = a.high;
@@ -75,15 +111,15 @@ const UNITS = 8u;
 var<workgroup> w_tile: array<vec4<f32>, 8 * ROWS>;
 var<workgroup> x_tile: array<vec4<f32>, 8 * TOKENS>;
 
-fn fetch(lane: u32, first_row: u32, first_token: u32, group: u32) {
+fn fetch(lane: u32, tile: Tile, group: u32) {
 #if FLOATS
     for (var i = lane; i < 8u * ROWS; i += THREADS) {
-        let row = min(first_row + i / 8u, p.n_rows - 1u) * p.row_words;
+        let row = weight_row(tile, i / 8u);
         w_tile[i % 8u * ROWS + i / 8u] = float4(row, 8u * group + i % 8u);
     }
 #else
     if lane < ROWS {
-        let w = decode(min(first_row + lane, p.n_rows - 1u) * p.row_words, group);
+        let w = decode(weight_row(tile, lane), group);
         for (var t = 0u; t < 4u; t++) {
             w_tile[t * ROWS + lane] = w.scale.x * vec4<f32>(unpack4xI8(w.low[t])) + w.min.x;
             w_tile[(4u + t) * ROWS + lane] = w.scale.y * vec4<f32>(unpack4xI8(w.high[t])) + w.min.y;
@@ -91,7 +127,7 @@ fn fetch(lane: u32, first_row: u32, first_token: u32, group: u32) {
     }
 #endif
     for (var i = lane; i < 8u * TOKENS; i += THREADS) {
-        let token = p.first + min(first_token + i / 8u, p.n_tokens - 1u);
+        let token = p.first + act_row(tile, i / 8u);
         x_tile[i % 8u * TOKENS + i / 8u] = acts[token * p.act_stride + 8u * group + i % 8u];
     }
 }
@@ -125,18 +161,30 @@ fn rows_dot(w0: W, w1: W, w2: W, w3: W, a: X) -> vec4<f32> {
     return vec4(dot_tile(w0, a), dot_tile(w1, a), dot_tile(w2, a), dot_tile(w3, a));
 }
 
-fn finish_rows(row: u32, token: u32, sums: vec4<f32>) {
+fn finish_rows(tile: Tile, x: u32, token: u32, sums: vec4<f32>) {
     for (var i = 0u; i < 4u; i++) {
-        if token < p.n_tokens && row + 16u * i < p.n_rows {
-            finish(row + 16u * i, token, sums[i]);
+        let row = tile.row + x + 16u * i;
+        if token < tile.n_tokens && row < p.n_rows {
+            finish(row, out_row(tile, token), sums[i]);
         }
     }
 }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let first_row = id.x * ROWS;
-    let first_token = id.y * TOKENS;
+#if EXPERTS
+    if id.y >= tiles[0].x {
+        return;
+    }
+    let place = tiles[id.y + 1u];
+    let expert = place.x - p.first_expert;
+    if expert >= p.n_experts {
+        return;
+    }
+    let tile = Tile(id.x * ROWS, expert * p.n_rows, place.y, place.z);
+#else
+    let tile = Tile(id.x * ROWS, 0u, id.y * TOKENS, min(TOKENS, p.n_tokens - id.y * TOKENS));
+#endif
     let x = lane % 16u;
     let y = lane / 16u;
     // Of each token its four rows. Written out, for a compiler that leaves loops as they are would keep an array of them
@@ -148,7 +196,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var sums3: vec4<f32>;
 #endif
     for (var group = 0u; group < p.groups; group += STEP) {
-        fetch(lane, first_row, first_token, group);
+        fetch(lane, tile, group);
         workgroupBarrier();
         for (var s = 0u; s < UNITS; s++) {
             let w0 = weights_at(s, x);
@@ -164,10 +212,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         workgroupBarrier();
     }
-    finish_rows(first_row + x, first_token + y, sums0);
+    finish_rows(tile, x, y, sums0);
 #if WIDE
-    finish_rows(first_row + x, first_token + y + 16u, sums1);
-    finish_rows(first_row + x, first_token + y + 32u, sums2);
-    finish_rows(first_row + x, first_token + y + 48u, sums3);
+    finish_rows(tile, x, y + 16u, sums1);
+    finish_rows(tile, x, y + 32u, sums2);
+    finish_rows(tile, x, y + 48u, sums3);
 #endif
 }

@@ -3,6 +3,7 @@
 mod buffers;
 mod compile;
 mod device;
+mod disk_cache;
 mod error;
 mod exec;
 mod kernels;
@@ -29,7 +30,7 @@ use buffers::Buffers;
 use compile::Compiler;
 use exec::Embedding;
 use layout::Layout;
-use op::Op;
+use op::{Best, Op};
 
 pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters};
 pub use error::GpuError;
@@ -135,6 +136,7 @@ pub struct GpuBackend {
     tuning: Tuning,
     /// By block; only those placed here.
     ops: Vec<Option<Vec<Op>>>,
+    best: Option<Best>,
     embedding: Option<Embedding>,
     /// Rows of logits computed at a time.
     logit_rows: usize,
@@ -158,7 +160,7 @@ impl GpuBackend {
         options: &GpuOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<GpuBackend> {
-        let options = GpuOptions { max_batch: options.max_batch.max(1), ..options.clone() };
+        let options = GpuOptions { max_batch: layout::max_batch(program, options), ..options.clone() };
         let gpu = Gpu::open(&options.device)?;
         let tuning = Tuning::new(&gpu.info, &options);
         let binding = layout::binding_limit(&options, Some(gpu.info.max_binding));
@@ -170,6 +172,8 @@ impl GpuBackend {
         for block in blocks.iter().cloned().flatten() {
             ops[block] = Some(compiler.block(block)?);
         }
+        let best = compiler.best()?;
+        compiler.pipelines.save();
         gpu.check()?;
         let memory = layout.memory();
         debug_assert_eq!(allocated, memory.weights + memory.kv_cache + memory.scratch);
@@ -180,6 +184,7 @@ impl GpuBackend {
             memory,
             tuning,
             ops,
+            best,
             embedding: embedding(gguf, program, blocks, progress)?,
             logit_rows: layout.logit_rows,
             staged: Vec::new(),

@@ -4,18 +4,19 @@
 //! quantization of its result; and the norm, the rotation and the storing of heads.
 
 mod attend;
+mod experts;
 mod product;
 
 use tandem_models::{Program, Reg, Step, Vector, WeightId};
 use tandem_shaders::params::{ADD, NormParams};
-use tandem_shaders::{GROUP, Kernel};
+use tandem_shaders::{BestStep, GROUP, Kernel};
 
 use super::buffers::Buffers;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::kernels::{Bound, Pipelines};
 use super::layout::{Buf, Layout, Rows, rows_of, stride};
-use super::op::{Bind, Op};
+use super::op::{Best, Bind, Op};
 use super::{GpuOptions, Tuning};
 use crate::error::Result;
 use attend::Heads;
@@ -54,15 +55,14 @@ impl State<'_> {
 fn multiplied(step: &Step) -> Option<Reg> {
     match step {
         Step::Qkv { .. } | Step::Glu { .. } | Step::Logits { .. } => Some(Reg::H),
+        Step::Route { .. } | Step::ExpertGlu { .. } => Some(Reg::H),
+        Step::ExpertDown { .. } => Some(Reg::F),
         Step::Linear { input, .. } => Some(*input),
         Step::Embed { .. }
         | Step::Norm { .. }
         | Step::HeadNorm { .. }
         | Step::Rope { .. }
         | Step::StoreKv { .. }
-        | Step::Route { .. }
-        | Step::ExpertGlu { .. }
-        | Step::ExpertDown { .. }
         | Step::SigmoidGate { .. }
         | Step::Attend { .. } => None,
     }
@@ -76,8 +76,9 @@ fn written(step: &Step) -> Vec<Reg> {
         Step::Qkv { .. } => vec![Reg::Q, Reg::K, Reg::V],
         Step::HeadNorm { .. } | Step::Rope { .. } => vec![Reg::Q, Reg::K],
         Step::Attend { .. } => vec![Reg::A],
-        Step::Glu { .. } => vec![Reg::F],
-        Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => vec![],
+        Step::Glu { .. } | Step::ExpertGlu { .. } | Step::SigmoidGate { .. } => vec![Reg::F],
+        Step::Route { .. } => vec![Reg::R],
+        Step::ExpertDown { output, .. } => vec![*output],
         Step::StoreKv { .. } | Step::Logits { .. } => vec![],
     }
 }
@@ -91,7 +92,8 @@ impl<'a> Compiler<'a> {
         options: &'a GpuOptions,
         tuning: Tuning,
     ) -> Compiler<'a> {
-        Compiler { program, layout, buffers, options, tuning, pipelines: Pipelines::new(gpu) }
+        let pipelines = Pipelines::new(gpu, options.pipeline_cache.as_deref());
+        Compiler { program, layout, buffers, options, tuning, pipelines }
     }
 
     /// The operations of a block. Embedding is none: the host looks tokens up.
@@ -105,6 +107,27 @@ impl<'a> Compiler<'a> {
         Ok(state.ops)
     }
 
+    /// Finding the most likely tokens, where the output head is here.
+    pub(super) fn best(&mut self) -> Result<Option<Best>> {
+        if self.layout.logit_rows == 0 {
+            return Ok(None);
+        }
+        let buffers = &self.buffers.best;
+        let logits = &self.buffers.bufs[&Buf::Logits];
+        let steps = BestStep::ALL.map(|step| {
+            let bound: &[&wgpu::Buffer] = match step {
+                BestStep::Slices => &[logits, &buffers.maxima],
+                BestStep::Threshold => &[&buffers.maxima, &buffers.state],
+                BestStep::Collect => &[logits, &buffers.state, &buffers.collected],
+                BestStep::Sort => &[&buffers.state, &buffers.collected, &buffers.best],
+            };
+            let bound: Vec<Bound<'_>> = (0..).zip(bound).map(|(number, buffer)| Bound::whole(number, buffer)).collect();
+            self.bind(Kernel::Best(step), &bound)
+        });
+        let steps = steps.into_iter().collect::<Result<_>>()?;
+        Ok(Some(Best { steps, n_vocab: self.program.hparams.n_vocab }))
+    }
+
     fn step(&mut self, state: &mut State<'_>, s: usize) -> Result<()> {
         let step = &state.steps[s];
         if !state.heads.take(step) {
@@ -113,9 +136,10 @@ impl<'a> Compiler<'a> {
         }
         match step {
             Step::Embed { .. } | Step::HeadNorm { .. } | Step::Rope { .. } | Step::StoreKv { .. } => {}
-            Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => {
-                unreachable!("the layout refuses it")
-            }
+            Step::Route { normalize, .. } => self.route(state, s, *normalize)?,
+            Step::ExpertGlu { gate, act, .. } => self.expert_glu(state, s, *gate, *act)?,
+            Step::ExpertDown { down, output, add } => self.expert_down(state, s, *down, *output, *add)?,
+            Step::SigmoidGate { weight, n_ff } => self.sigmoid_gate(state, *weight, *n_ff)?,
             Step::Norm { norm, input, output, add } => self.norm(state, s, norm, (*input, *output), *add)?,
             Step::Qkv { .. } => self.products(state, s, Reg::H, self.rows(Reg::Q), 0, 0.0)?,
             Step::Attend { layer, scale, window } => {
@@ -127,7 +151,8 @@ impl<'a> Compiler<'a> {
             }
             Step::Glu { act, .. } => self.glu(state, s, *act)?,
             Step::Logits { soft_cap, .. } => {
-                let rows = Rows { buf: Buf::Logits, column: 0, stride: stride(self.program, Buf::Logits) };
+                let stride = stride(self.program, Buf::Logits);
+                let rows = Rows { buf: Buf::Logits, column: 0, stride, per_token: 1 };
                 self.products(state, s, Reg::H, rows, 0, soft_cap.unwrap_or(0.0))?;
             }
         }

@@ -23,7 +23,7 @@ impl Compiler<'_> {
         cap: f32,
     ) -> Result<()> {
         if self.wants_int8(state, s) && state.quantized != Some(input) {
-            self.quantize(state, s, input)?;
+            self.quantize(state, s, input, self.rows(input))?;
         }
         for product in self.layout.products[&(state.block, s)].clone() {
             let to = Rows { column: to.column + product.first, ..to };
@@ -35,15 +35,14 @@ impl Compiler<'_> {
     }
 
     /// Quantizes the rows of a register that step `s` multiplies.
-    fn quantize(&mut self, state: &mut State<'_>, s: usize, reg: Reg) -> Result<()> {
-        let rows = self.rows(reg);
+    pub(super) fn quantize(&mut self, state: &mut State<'_>, s: usize, reg: Reg, rows: Rows) -> Result<()> {
         self.check_operand(reg, rows)?;
         // All matrices of a step have the same row length.
         let first = &self.layout.products[&(state.block, s)][0];
         let groups = self.layout.matrices[first.matrix].n_in / GROUP;
         let bind = self.bind(Kernel::Quantize, &[self.buffer(0, rows.buf), Bound::whole(3, &self.buffers.acts)])?;
         let params = QuantizeParams { first: 0, groups: groups as u32, in_stride: rows.stride as u32 / 4 };
-        state.ops.push(Op::Quantize { bind, params });
+        state.ops.push(Op::Quantize { bind, params, per_token: rows.per_token as u32 });
         state.quantized = Some(reg);
         Ok(())
     }
@@ -65,28 +64,17 @@ impl Compiler<'_> {
         }
         let int8 = spec.wants_int8(self.options.precision);
         let pipelines = self.product_pipelines(spec, int8)?;
-        let acts = if int8 { Bound::whole(3, &self.buffers.acts) } else { self.buffer(3, from.buf) };
-        let act_stride = if int8 { spec.n_in / GROUP * (ACT_GROUP_BYTES / 16) } else { from.stride / 4 };
+        let acts = self.acts(3, from, int8);
         let bias = Bound {
             number: 4,
             buffer: &self.buffers.vectors,
             offset: self.layout.biases.get(&matrix).copied().unwrap_or(0),
             size: None,
         };
-        let mut planes = [0; 4];
-        let offsets = spec.format.offsets(spec.n_in);
-        for (plane, offset) in planes.iter_mut().zip(&offsets[1..]) {
-            *plane = (*offset / 4) as u32;
-        }
         let params = ProductParams {
-            planes,
-            row_words: (spec.row_bytes() / 4) as u32,
-            groups: Format::groups(spec.n_in) as u32,
-            act_stride: act_stride as u32,
-            out_stride: to.stride as u32,
             flags: if spec.has_bias() { flags | BIAS } else { flags },
             cap,
-            ..ProductParams::default()
+            ..self.product_params(spec, from, to, int8)
         };
         let part = |(rows, weights): (&std::ops::Range<usize>, &wgpu::Buffer)| {
             let views = [0, 1, 2].map(|number| Bound::whole(number, weights));
@@ -104,25 +92,61 @@ impl Compiler<'_> {
         Ok(Op::Product(Box::new(Product { parts, pipelines, from_first_row: to.buf == Buf::Logits })))
     }
 
+    /// Activations as a product reads them.
+    pub(super) fn acts(&self, number: u32, from: Rows, int8: bool) -> Bound<'_> {
+        if int8 { Bound::whole(number, &self.buffers.acts) } else { self.buffer(number, from.buf) }
+    }
+
+    /// What is the same for all parts of a product.
+    pub(super) fn product_params(&self, spec: &MatrixSpec, from: Rows, to: Rows, int8: bool) -> ProductParams {
+        let act_stride = if int8 { spec.n_in / GROUP * (ACT_GROUP_BYTES / 16) } else { from.stride / 4 };
+        let mut planes = [0; 4];
+        let offsets = spec.format.offsets(spec.n_in);
+        for (plane, offset) in planes.iter_mut().zip(&offsets[1..]) {
+            *plane = (*offset / 4) as u32;
+        }
+        ProductParams {
+            planes,
+            row_words: (spec.row_bytes() / 4) as u32,
+            groups: Format::groups(spec.n_in) as u32,
+            act_stride: act_stride as u32,
+            out_stride: to.stride as u32,
+            ..ProductParams::default()
+        }
+    }
+
     fn product_pipelines(&mut self, spec: &MatrixSpec, int8: bool) -> Result<[Pipeline; 4]> {
         let operands = Operands { ty: spec.format.ty, int8 };
         let threads = self.tuning.matvec_threads(spec);
         let subgroups = self.tuning.subgroups;
         Ok([
-            self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups })?,
-            self.pipelines.get(Kernel::MatVec { operands, threads, cols: 4, subgroups })?,
-            self.pipelines.get(Kernel::MatMat { operands, wide: false })?,
-            self.pipelines.get(Kernel::MatMat { operands, wide: true })?,
+            self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups, experts: false })?,
+            self.pipelines.get(Kernel::MatVec { operands, threads, cols: 4, subgroups, experts: false })?,
+            self.pipelines.get(Kernel::MatMat { operands, wide: false, experts: false })?,
+            self.pipelines.get(Kernel::MatMat { operands, wide: true, experts: false })?,
         ])
     }
 
-    /// Gate and up projection, then their product in F, also as int8 where that is what comes next.
+    /// Gate and up projection, then their product in F.
     pub(super) fn glu(&mut self, state: &mut State<'_>, s: usize, act: Activation) -> Result<()> {
         let Step::Glu { gate, .. } = &state.steps[s] else { unreachable!("called for this step") };
         let n_ff = self.program.weight(gate.weight).n_out;
-        let between = Rows { buf: Buf::GateUp, column: 0, stride: stride(self.program, Buf::GateUp) };
+        let stride = stride(self.program, Buf::GateUp);
+        let between = Rows { buf: Buf::GateUp, column: 0, stride, per_token: 1 };
         self.products(state, s, Reg::H, between, 0, 0.0)?;
-        let f = self.rows(Reg::F);
+        self.gated(state, s, between, self.rows(Reg::F), n_ff, act)
+    }
+
+    /// `F = act(gate) * up` of what products left in `between`, also as int8 where that is what comes next.
+    pub(super) fn gated(
+        &mut self,
+        state: &mut State<'_>,
+        s: usize,
+        between: Rows,
+        f: Rows,
+        n_ff: usize,
+        act: Activation,
+    ) -> Result<()> {
         let quantize = n_ff.is_multiple_of(GROUP) && self.read_as_int8(state, s, Reg::F);
         let mut bound = vec![self.buffer(0, between.buf), self.buffer(1, f.buf)];
         if quantize {
@@ -139,7 +163,7 @@ impl Compiler<'_> {
             in_stride: between.stride as u32,
             out_stride: (f.stride / 4) as u32,
         };
-        state.ops.push(Op::Glu { bind, params });
+        state.ops.push(Op::Glu { bind, params, per_token: f.per_token as u32 });
         state.quantized = if quantize { Some(Reg::F) } else { None };
         Ok(())
     }

@@ -18,7 +18,7 @@ const TOKENS: [usize; 7] = [1, 2, 5, 9, 33, 64, 70];
 fn check(ty: GgmlType, precisions: &[Precision], tokens: &[usize], subgroups: bool, binding_limit: Option<u64>) {
     for &precision in precisions {
         // A row length that is a whole number of blocks; for plain numbers one that is odd.
-        let n_in = if ty.block_size() == 1 { 75 } else { 3 * ty.block_size().max(64) };
+        let n_in = if ty.block_size() == 1 { 75 } else { (3 * ty.block_size()).max(192) };
         let mut plan = Plan::new(n_in, 32, (1, 1, 32));
         for bias in [false, true] {
             for add in [false, true] {
