@@ -12,6 +12,7 @@ mod help;
 mod imatrix;
 mod inspect;
 mod malformed;
+mod placement;
 mod quality;
 mod real_models;
 mod tiny;

@@ -1,6 +1,6 @@
 //! `perplexity` and `compare` against the same figures computed here from the logits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::command::{arg, tandem, tandem_with};
 use crate::tiny;
@@ -20,7 +20,7 @@ fn text() -> PathBuf {
 }
 
 /// Ids of the text, by another command.
-fn ids(text: &PathBuf) -> Vec<usize> {
+fn ids(text: &Path) -> Vec<usize> {
     let ids = tandem(&["tokenize", "-m", tiny::model(), "--add-bos", "-f", arg(text)]).json();
     ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as usize).collect()
 }

@@ -25,7 +25,7 @@ fn check(name: &str, gguf: &Arc<Gguf>, options: CpuOptions, limit: f64) {
     let program = Arc::new(Program::from_gguf(gguf).unwrap());
     let n_blocks = program.blocks.len();
     let whole = 0..n_blocks;
-    let mut cpu = CpuBackend::load(gguf, &program, &[whole], options, &mut |_| ()).unwrap();
+    let mut cpu = CpuBackend::load(gguf, &program, &[whole], options.clone(), &mut |_| ()).unwrap();
     let mut reference = Reference::new(&program, gguf).unwrap();
     let n_vocab = program.hparams.n_vocab as u32;
     let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % n_vocab).collect();

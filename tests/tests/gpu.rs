@@ -33,7 +33,7 @@ impl Runner {
     fn new(gguf: &Arc<Gguf>, options: &GpuOptions) -> Runner {
         let program = Arc::new(Program::from_gguf(gguf).unwrap());
         let n_blocks = program.blocks.len();
-        let gpu = GpuBackend::load(gguf, &program, &[0..n_blocks], options, &mut |_| ()).unwrap();
+        let gpu = GpuBackend::load(gguf, &program, std::slice::from_ref(&(0..n_blocks)), options, &mut |_| ()).unwrap();
         Runner { gpu, program, n_past: 0 }
     }
 
@@ -244,8 +244,8 @@ fn the_ledger_is_what_is_allocated() {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         let options = GpuOptions { n_ctx: 300, max_batch: 33, ..GpuOptions::default() };
         let runner = Runner::new(&gguf, &options);
-        let n = runner.program.blocks.len();
-        let blocks = [0..n];
-        assert_eq!(required_bytes(&gguf, &runner.program, &blocks, &options).unwrap().memory, runner.gpu.memory());
+        let blocks = 0..runner.program.blocks.len();
+        let blocks = std::slice::from_ref(&blocks);
+        assert_eq!(required_bytes(&gguf, &runner.program, blocks, &options).unwrap().memory, runner.gpu.memory());
     }
 }

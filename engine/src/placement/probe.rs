@@ -102,7 +102,7 @@ impl Probe {
             let down = b.matrix(&format!("down.{layer}"), ty, n_ff, n_embd);
             b.feed_forward(layer, norm, [gate, up, down]);
         }
-        b.finish(n, Registers { n_embd: n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })
+        b.finish(n, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })
     }
 
     /// Steps that multiply with matrices.

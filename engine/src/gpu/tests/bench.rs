@@ -242,7 +242,8 @@ impl Plan {
             unused: vec![],
         });
         let n_blocks = program.blocks.len();
-        let gpu = GpuBackend::load(&gguf, &program, &[0..n_blocks], &options, &mut |_| ())?;
+        let whole = 0..n_blocks;
+        let gpu = GpuBackend::load(&gguf, &program, std::slice::from_ref(&whole), &options, &mut |_| ())?;
         let reference = Reference::new(&program, &gguf)?;
         Ok(Bench { gpu, reference, program, random: Random(99), start: 0 })
     }
