@@ -1,6 +1,7 @@
 //! The seam between a program and the device it runs on.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::sampler::Candidate;
@@ -61,4 +62,9 @@ pub trait Backend: Send {
 
     /// Bytes held.
     fn memory(&self) -> MemoryReport;
+
+    /// Time the host has spent so far on handing work to a device and taking results from it, without the wait in between.
+    fn host_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }

@@ -142,8 +142,37 @@ pub enum Pairing {
 pub struct Operands {
     /// Type of the weights, one of [`crate::FORMATS`].
     pub ty: GgmlType,
-    /// Activations are int8 (quantized types only), and not f32.
-    pub int8: bool,
+    /// Activations.
+    pub acts: Acts,
+}
+
+/// How a product reads its activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Acts {
+    /// 32-bit floats.
+    F32,
+    /// 8-bit integers, a scale per 32; with quantized weights only.
+    Int8,
+    /// The same, and beside each group what it leaves over, as such a group again.
+    Int8Twice,
+}
+
+impl Acts {
+    /// Bytes of a group of 32: quants, and their scale and sums.
+    pub fn group_bytes(self) -> usize {
+        match self {
+            Acts::F32 => 128,
+            Acts::Int8 => 48,
+            Acts::Int8Twice => 96,
+        }
+    }
+
+    fn is_int8(self) -> bool {
+        match self {
+            Acts::F32 => false,
+            Acts::Int8 | Acts::Int8Twice => true,
+        }
+    }
 }
 
 /// The kernels that find the most likely tokens, in their order.
@@ -177,11 +206,14 @@ pub enum Kernel {
     Norm {
         /// Input and output are the same.
         in_place: bool,
-        /// Results are also written as int8.
-        quantize: bool,
+        /// How results are written for a product.
+        acts: Acts,
     },
     /// Rows to int8.
-    Quantize,
+    Quantize {
+        /// And what that leaves over.
+        twice: bool,
+    },
     /// Gated activation.
     Glu {
         /// GELU's tanh approximation, and not SiLU.
@@ -274,7 +306,7 @@ impl Kernel {
     pub fn file(&self) -> &'static str {
         match self {
             Kernel::Norm { .. } => "norm.wgsl",
-            Kernel::Quantize => "quantize.wgsl",
+            Kernel::Quantize { .. } => "quantize.wgsl",
             Kernel::Glu { .. } => "glu.wgsl",
             Kernel::Heads { .. } => "heads.wgsl",
             Kernel::Attend { .. } => "attend.wgsl",
@@ -296,7 +328,7 @@ impl Kernel {
     pub fn threads(&self) -> u32 {
         match self {
             Kernel::Norm { .. } | Kernel::MatMat { .. } | Kernel::Group { .. } | Kernel::SigmoidGate => 256,
-            Kernel::Quantize | Kernel::Glu { .. } | Kernel::Route { .. } | Kernel::Combine => 64,
+            Kernel::Quantize { .. } | Kernel::Glu { .. } | Kernel::Route { .. } | Kernel::Combine => 64,
             Kernel::Heads { .. } | Kernel::Merge { .. } => 64,
             Kernel::Attend { shape, .. } => shape.threads(),
             Kernel::Best(BestStep::Slices) => 64,
@@ -308,13 +340,13 @@ impl Kernel {
     /// What is bound, all storage buffers of group 0.
     pub fn bindings(&self) -> Vec<Binding> {
         match self {
-            Kernel::Norm { in_place, quantize } => {
+            Kernel::Norm { in_place, acts } => {
                 let mut list = vec![(1, true), (2, false)];
                 list.extend((!in_place).then_some((0, true)));
-                list.extend(quantize.then_some((3, false)));
+                list.extend(acts.is_int8().then_some((3, false)));
                 bindings(&list)
             }
-            Kernel::Quantize => bindings(&[(0, true), (3, false)]),
+            Kernel::Quantize { .. } => bindings(&[(0, true), (3, false)]),
             Kernel::Glu { quantize, .. } => {
                 let mut list = vec![(0, true), (1, false)];
                 list.extend(quantize.then_some((3, false)));
@@ -352,14 +384,16 @@ impl Kernel {
     pub fn source(&self) -> Result<String, ComposeError> {
         let mut settings = Settings::new(self.threads());
         match self {
-            Kernel::Norm { in_place, quantize } => {
+            Kernel::Norm { in_place, acts } => {
                 settings.flag("IN_PLACE", *in_place);
-                settings.flag("QUANTIZE", *quantize);
+                settings.flag("QUANTIZE", acts.is_int8());
+                settings.flag("TWICE", *acts == Acts::Int8Twice);
             }
-            Kernel::Quantize => {}
+            Kernel::Quantize { twice } => settings.flag("TWICE", *twice),
             Kernel::Glu { gelu, quantize } => {
                 settings.flag("GELU", *gelu);
                 settings.flag("QUANTIZE", *quantize);
+                settings.flag("TWICE", false);
             }
             Kernel::Heads { shape, norm, rope, store } => {
                 settings.shape(*shape);
@@ -436,7 +470,8 @@ impl Settings {
             self.flag("FLOATS", format.decode == Decode::Floats);
             self.number("TABLE", format.table_words() as u32);
         }
-        self.flag("INT8", operands.int8);
+        self.flag("INT8", operands.acts.is_int8());
+        self.flag("TWICE", operands.acts == Acts::Int8Twice);
     }
 
     fn compose(&self, file: &str) -> Result<String, ComposeError> {

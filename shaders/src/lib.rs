@@ -10,4 +10,4 @@ pub mod params;
 
 pub use compose::{ComposeError, Define, Place, compose};
 pub use formats::{ALIGNMENT, Decode, FORMATS, Format, GROUP, MAX_PLANES, Plane, Table};
-pub use kernels::{BestStep, Binding, Cache, HeadShape, Kernel, Operands, Pairing, SOURCES};
+pub use kernels::{Acts, BestStep, Binding, Cache, HeadShape, Kernel, Operands, Pairing, SOURCES};

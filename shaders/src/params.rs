@@ -37,6 +37,7 @@ params! {
         first_expert: u32,
         n_experts: u32,
         pairs_per_row: u32,
+        unused: u32,
     }
 }
 

@@ -55,17 +55,24 @@ fn act_row(tile: Tile, token: u32) -> u32 {
 
 #if INT8
 // Groups per step, and units of the inner loop in them.
+#if TWICE
+// Fewer, for activations take twice the workgroup memory.
+const STEP = 1u;
+const PARTS = 2u;
+#else
 const STEP = 2u;
-const UNITS = 2u;
+const PARTS = 1u;
+#endif
+const UNITS = STEP;
 // Of each group and row: quants 0..16, quants 16..32; and scales and minimums of the halves.
 var<workgroup> w_quants: array<vec4<u32>, 2 * STEP * ROWS>;
 var<workgroup> w_scales: array<vec4<f32>, STEP * ROWS>;
-// Of each group and token: as in `acts`.
-var<workgroup> x_quants: array<vec4<u32>, 2 * STEP * TOKENS>;
-var<workgroup> x_scales: array<vec4<f32>, STEP * TOKENS>;
+// Of each group and token: as in `acts`; TWICE: those of what is left over behind them.
+var<workgroup> x_quants: array<vec4<u32>, 2 * PARTS * STEP * TOKENS>;
+var<workgroup> x_scales: array<vec4<f32>, PARTS * STEP * TOKENS>;
 
 fn fetch(lane: u32, tile: Tile, group: u32) {
-    // Half of the threads decode a group of weights each, the other half fetches activations.
+    // A thread for each row and group decodes weights, the others fetch activations.
     if lane < STEP * ROWS {
         let row = lane / STEP;
         let g = group + lane % STEP;
@@ -79,7 +86,7 @@ fn fetch(lane: u32, tile: Tile, group: u32) {
         w_scales[to] = vec4(w.scale, w.min);
         return;
     }
-    for (var i = lane - STEP * ROWS; i < STEP * TOKENS; i += STEP * ROWS) {
+    for (var i = lane - STEP * ROWS; i < STEP * TOKENS; i += THREADS - STEP * ROWS) {
         let token = i / STEP;
         let g = group + i % STEP;
         let to = i % STEP * TOKENS + token;
@@ -90,6 +97,11 @@ fn fetch(lane: u32, tile: Tile, group: u32) {
         x_quants[to] = a.low;
         x_quants[STEP * TOKENS + to] = a.high;
         x_scales[to] = a.scale;
+#if TWICE
+        x_quants[2u * STEP * TOKENS + to] = a.rest_low;
+        x_quants[3u * STEP * TOKENS + to] = a.rest_high;
+        x_scales[STEP * TOKENS + to] = a.rest_scale;
+#endif
     }
 }
 
@@ -101,7 +113,15 @@ fn weights_at(s: u32, row: u32) -> Group {
 
 fn acts_at(s: u32, token: u32) -> Acts {
     let at = s * TOKENS + token;
+#if TWICE
+    let rest = at + STEP * TOKENS;
+    let rest_high = x_quants[2u * STEP * TOKENS + rest];
+    return Acts(
+        x_quants[at], x_quants[rest], x_scales[at], x_quants[STEP * TOKENS + rest], rest_high, x_scales[rest],
+    );
+#else
     return Acts(x_quants[at], x_quants[STEP * TOKENS + at], x_scales[at]);
+#endif
 }
 #else
 // Groups per step, and units of the inner loop in them.

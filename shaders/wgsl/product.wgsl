@@ -35,6 +35,8 @@ struct Params {
     first_expert: u32,
     n_experts: u32,
     pairs_per_row: u32,
+    // The vector at the start makes the size a multiple of 16 bytes.
+    unused: u32,
 }
 
 const ADD = 1u;

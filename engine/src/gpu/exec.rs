@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tandem_loader::quant::Decode;
 use tandem_models::{BlockKind, Step};
@@ -17,21 +17,6 @@ use crate::backend::{Batch, Hidden};
 use crate::cpu::ops::rope_angles;
 use crate::error::Result;
 use crate::sampler::Candidate;
-
-/// Where the time of the last pass went.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PassTimes {
-    /// Embedding and angles computed on the host, and handed to the queue.
-    pub inputs: Duration,
-    /// Commands recorded.
-    pub record: Duration,
-    /// Commands submitted.
-    pub submit: Duration,
-    /// The device at work, and the wait for it.
-    pub wait: Duration,
-    /// Results copied out.
-    pub read: Duration,
-}
 
 /// The embedding table: rows are looked up and decoded by the host, so it takes no memory of the device.
 pub(super) struct Embedding {
@@ -59,7 +44,6 @@ impl GpuBackend {
         // What the kernels do not check.
         assert!(batch.start.checked_add(n).is_some_and(|end| end <= self.options.n_ctx), "a batch outside the context");
         assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
-        self.times = PassTimes::default();
         hidden.x.resize(n * self.program.registers.n_embd, 0.0);
         hidden.best.clear();
         hidden.logits.clear();
@@ -177,7 +161,7 @@ impl GpuBackend {
             }
             self.gpu.queue.write_buffer(&self.buffers.angles, 0, bytemuck::cast_slice(&self.staged));
         }
-        self.times.inputs += start.elapsed();
+        self.host_time += start.elapsed();
         Ok(firsts)
     }
 
@@ -210,14 +194,9 @@ impl GpuBackend {
         if let Some((buffer, bytes)) = self.source(output) {
             encoder.copy_buffer_to_buffer(buffer, 0, &self.buffers.readback, 0, bytes);
         }
-        let commands = encoder.finish();
-        self.times.record += start.elapsed();
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        self.host_time += start.elapsed();
 
-        let start = Instant::now();
-        let submission = self.gpu.queue.submit([commands]);
-        self.times.submit += start.elapsed();
-
-        let start = Instant::now();
         let mapped = Arc::new(AtomicBool::new(false));
         let source = self.source(output);
         if let Some((_, bytes)) = source {
@@ -231,7 +210,6 @@ impl GpuBackend {
         if source.is_some() && !mapped.load(Ordering::Acquire) {
             return Err(GpuError::Failed { message: "the results could not be mapped".into() }.into());
         }
-        self.times.wait += start.elapsed();
         Ok(())
     }
 
@@ -244,7 +222,7 @@ impl GpuBackend {
         let taken = take(&view);
         drop(view);
         self.buffers.readback.unmap();
-        self.times.read += start.elapsed();
+        self.host_time += start.elapsed();
         Ok(Some(taken))
     }
 

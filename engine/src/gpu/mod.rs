@@ -7,6 +7,7 @@ mod disk_cache;
 mod error;
 mod exec;
 mod kernels;
+mod known;
 mod layout;
 mod op;
 mod pack;
@@ -17,6 +18,7 @@ mod upload;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tandem_loader::{Gguf, quant};
 use tandem_models::{Program, Step};
@@ -34,7 +36,7 @@ use op::{Best, Op};
 
 pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters};
 pub use error::GpuError;
-pub use exec::PassTimes;
+pub(crate) use known::only_software;
 
 /// Most tokens evaluated together on the GPU, unless the options say otherwise. Larger batches are cut up.
 pub const DEFAULT_MAX_BATCH: usize = 512;
@@ -142,7 +144,8 @@ pub struct GpuBackend {
     logit_rows: usize,
     /// Inputs on their way to the queue.
     staged: Vec<f32>,
-    times: PassTimes,
+    /// Time spent on inputs, recording, submitting and reading, but for the wait.
+    host_time: Duration,
     buffers: Buffers,
     gpu: Gpu,
 }
@@ -188,7 +191,7 @@ impl GpuBackend {
             embedding: embedding(gguf, program, blocks, progress)?,
             logit_rows: layout.logit_rows,
             staged: Vec::new(),
-            times: PassTimes::default(),
+            host_time: Duration::ZERO,
             buffers,
             gpu,
             options,
@@ -198,11 +201,6 @@ impl GpuBackend {
     /// The device.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.gpu.info
-    }
-
-    /// Where the time of the last pass went.
-    pub fn pass_times(&self) -> PassTimes {
-        self.times
     }
 }
 
@@ -235,5 +233,9 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> MemoryReport {
         self.memory
+    }
+
+    fn host_time(&self) -> Duration {
+        self.host_time
     }
 }

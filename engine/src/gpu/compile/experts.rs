@@ -2,7 +2,7 @@
 
 use tandem_models::{Activation, Reg, WeightId};
 use tandem_shaders::params::{CombineParams, ProductParams, RouteParams, SigmoidGateParams};
-use tandem_shaders::{Kernel, Operands};
+use tandem_shaders::{Acts, Kernel, Operands};
 
 use super::super::kernels::Bound;
 use super::super::layout::{Buf, Rows, pair_rows, stride};
@@ -76,22 +76,20 @@ impl Compiler<'_> {
 
     /// The products of step `s`, one for each pair of token and expert.
     fn expert_products(&mut self, state: &mut State<'_>, s: usize, input: Reg, from: Rows, to: Rows) -> Result<()> {
-        if self.wants_int8(state, s) && state.quantized != Some(input) {
-            self.quantize(state, s, input, from)?;
-        }
+        self.quantize(state, s, input, from)?;
         for product in self.layout.products[&(state.block, s)].clone() {
             let to = Rows { column: to.column + product.first, ..to };
-            let op = self.expert_product(product.matrix, from, to)?;
+            let acts = self.acts_of(state, s, product.matrix);
+            let op = self.expert_product(product.matrix, acts, from, to)?;
             state.ops.push(op);
         }
         Ok(())
     }
 
-    fn expert_product(&mut self, matrix: usize, from: Rows, to: Rows) -> Result<Op> {
+    fn expert_product(&mut self, matrix: usize, acts: Acts, from: Rows, to: Rows) -> Result<Op> {
         let spec = &self.layout.matrices[matrix];
         let experts = self.experts();
-        let int8 = spec.wants_int8(self.options.precision);
-        let operands = Operands { ty: spec.format.ty, int8 };
+        let operands = Operands { ty: spec.format.ty, acts };
         let (threads, subgroups) = (self.tuning.matvec_threads(spec), self.tuning.subgroups);
         let pipelines = [
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups, experts: true })?,
@@ -102,12 +100,12 @@ impl Compiler<'_> {
             n_rows: spec.n_out as u32,
             column: to.column as u32,
             pairs_per_row: (experts.n_used / from.per_token) as u32,
-            ..self.product_params(spec, from, to, int8)
+            ..self.product_params(spec, from, to, acts)
         };
         let part = |(rows, weights): (&std::ops::Range<usize>, &wgpu::Buffer)| {
             let mut bound = [0, 1, 2].map(|number| Bound::whole(number, weights)).to_vec();
             let lists = [&self.buffers.chosen, &self.buffers.order, &self.buffers.tiles];
-            bound.extend([self.acts(3, from, int8), self.buffer(5, to.buf)]);
+            bound.extend([self.acts(3, from, acts), self.buffer(5, to.buf)]);
             bound.extend((6..).zip(lists).map(|(number, list)| Bound::whole(number, list)));
             let params = ProductParams {
                 first_expert: (rows.start / spec.n_out) as u32,

@@ -9,13 +9,13 @@ mod product;
 
 use tandem_models::{Program, Reg, Step, Vector, WeightId};
 use tandem_shaders::params::{ADD, NormParams};
-use tandem_shaders::{BestStep, GROUP, Kernel};
+use tandem_shaders::{Acts, BestStep, GROUP, Kernel};
 
 use super::buffers::Buffers;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::kernels::{Bound, Pipelines};
-use super::layout::{Buf, Layout, Rows, rows_of, stride};
+use super::layout::{Buf, Layout, Rows, is_head, rows_of, stride};
 use super::op::{Best, Bind, Op};
 use super::{GpuOptions, Tuning};
 use crate::error::Result;
@@ -38,14 +38,14 @@ struct State<'a> {
     ops: Vec<Op>,
     /// The norm, rotation and storing of heads that have been seen and are not an operation yet.
     heads: Heads,
-    /// Which register the int8 activations are of.
-    quantized: Option<Reg>,
+    /// Which register the int8 activations are of, and of which kind they are.
+    quantized: Option<(Reg, Acts)>,
 }
 
 impl State<'_> {
     /// Registers that were written: int8 activations of theirs are out of date.
     fn written(&mut self, regs: &[Reg]) {
-        if self.quantized.is_some_and(|reg| regs.contains(&reg)) {
+        if self.quantized.is_some_and(|(reg, _)| regs.contains(&reg)) {
             self.quantized = None;
         }
     }
@@ -178,23 +178,31 @@ impl<'a> Compiler<'a> {
         Ok(Bind { pipeline, group })
     }
 
-    /// Whether a product of step `s` wants int8 activations.
-    fn wants_int8(&self, state: &State<'_>, s: usize) -> bool {
+    /// The int8 activations that products of step `s` want, if one does; `F32` otherwise.
+    fn acts_wanted(&self, state: &State<'_>, s: usize) -> Acts {
         let products = self.layout.products.get(&(state.block, s)).into_iter().flatten();
-        products.into_iter().any(|p| self.layout.matrices[p.matrix].wants_int8(self.options.precision))
+        let mut acts = products.map(|p| self.acts_of(state, s, p.matrix));
+        acts.find(|acts| *acts != Acts::F32).unwrap_or(Acts::F32)
     }
 
-    /// Whether a product after step `s` reads `reg` as int8, before anything else is written there.
-    fn read_as_int8(&self, state: &State<'_>, s: usize, reg: Reg) -> bool {
+    /// How step `s` reads activations for its product with a matrix.
+    fn acts_of(&self, state: &State<'_>, s: usize, matrix: usize) -> Acts {
+        self.layout.matrices[matrix].acts(self.options.precision, is_head(&state.steps[s]))
+    }
+
+    /// As what the first product after step `s` that reads `reg` as int8 does so, before anything else is written there;
+    /// `F32` where none does.
+    fn acts_read(&self, state: &State<'_>, s: usize, reg: Reg) -> Acts {
         for (i, step) in state.steps.iter().enumerate().skip(s + 1) {
-            if multiplied(step) == Some(reg) && self.wants_int8(state, i) {
-                return true;
+            let acts = self.acts_wanted(state, i);
+            if multiplied(step) == Some(reg) && acts != Acts::F32 {
+                return acts;
             }
             if written(step).contains(&reg) {
-                return false;
+                break;
             }
         }
-        false
+        Acts::F32
     }
 
     fn norm(
@@ -211,15 +219,16 @@ impl<'a> Compiler<'a> {
             return Err(GpuError::Unsupported { what: format!("a norm from {input:?} to {output:?}") }.into());
         }
         let width = self.program.weight(norm.weight).n_in;
-        let quantize = !add && width.is_multiple_of(GROUP) && self.read_as_int8(state, s, output);
+        let fits = !add && width.is_multiple_of(GROUP);
+        let acts = if fits { self.acts_read(state, s, output) } else { Acts::F32 };
         let mut bound = vec![self.vector(1, norm.weight), self.buffer(2, to.buf)];
         if !in_place {
             bound.push(self.buffer(0, from.buf));
         }
-        if quantize {
+        if acts != Acts::F32 {
             bound.push(Bound::whole(3, &self.buffers.acts));
         }
-        let bind = self.bind(Kernel::Norm { in_place, quantize }, &bound)?;
+        let bind = self.bind(Kernel::Norm { in_place, acts }, &bound)?;
         let params = NormParams {
             first: 0,
             width: width as u32,
@@ -232,8 +241,8 @@ impl<'a> Compiler<'a> {
         };
         state.ops.push(Op::Norm { bind, params });
         state.written(&[output]);
-        if quantize {
-            state.quantized = Some(output);
+        if acts != Acts::F32 {
+            state.quantized = Some((output, acts));
         }
         Ok(())
     }

@@ -2,11 +2,11 @@
 
 use tandem_models::{Activation, Reg, Step};
 use tandem_shaders::params::{BIAS, GluParams, ProductParams, QuantizeParams};
-use tandem_shaders::{Format, GROUP, Kernel, Operands};
+use tandem_shaders::{Acts, Format, GROUP, Kernel, Operands};
 
 use super::super::error::GpuError;
 use super::super::kernels::{Bound, Pipeline};
-use super::super::layout::{ACT_GROUP_BYTES, Buf, MatrixSpec, Rows, stride};
+use super::super::layout::{Buf, MatrixSpec, Rows, stride};
 use super::super::op::{Op, Product, ProductPart};
 use super::{Compiler, State, written};
 use crate::error::Result;
@@ -22,28 +22,32 @@ impl Compiler<'_> {
         flags: u32,
         cap: f32,
     ) -> Result<()> {
-        if self.wants_int8(state, s) && state.quantized != Some(input) {
-            self.quantize(state, s, input, self.rows(input))?;
-        }
+        self.quantize(state, s, input, self.rows(input))?;
         for product in self.layout.products[&(state.block, s)].clone() {
             let to = Rows { column: to.column + product.first, ..to };
-            let op = self.product(product.matrix, input, to, flags, cap)?;
+            let acts = self.acts_of(state, s, product.matrix);
+            let op = self.product(product.matrix, acts, input, to, (flags, cap))?;
             state.ops.push(op);
         }
         state.written(&written(&state.steps[s]));
         Ok(())
     }
 
-    /// Quantizes the rows of a register that step `s` multiplies.
+    /// Quantizes the rows of a register that step `s` multiplies, where it wants that and it has not been done.
     pub(super) fn quantize(&mut self, state: &mut State<'_>, s: usize, reg: Reg, rows: Rows) -> Result<()> {
+        let acts = self.acts_wanted(state, s);
+        if acts == Acts::F32 || state.quantized == Some((reg, acts)) {
+            return Ok(());
+        }
         self.check_operand(reg, rows)?;
         // All matrices of a step have the same row length.
         let first = &self.layout.products[&(state.block, s)][0];
         let groups = self.layout.matrices[first.matrix].n_in / GROUP;
-        let bind = self.bind(Kernel::Quantize, &[self.buffer(0, rows.buf), Bound::whole(3, &self.buffers.acts)])?;
+        let kernel = Kernel::Quantize { twice: acts == Acts::Int8Twice };
+        let bind = self.bind(kernel, &[self.buffer(0, rows.buf), Bound::whole(3, &self.buffers.acts)])?;
         let params = QuantizeParams { first: 0, groups: groups as u32, in_stride: rows.stride as u32 / 4 };
         state.ops.push(Op::Quantize { bind, params, per_token: rows.per_token as u32 });
-        state.quantized = Some(reg);
+        state.quantized = Some((reg, acts));
         Ok(())
     }
 
@@ -55,16 +59,15 @@ impl Compiler<'_> {
         Err(GpuError::Unsupported { what: format!("a product with register {reg:?}") }.into())
     }
 
-    fn product(&mut self, matrix: usize, input: Reg, to: Rows, flags: u32, cap: f32) -> Result<Op> {
+    fn product(&mut self, matrix: usize, acts: Acts, input: Reg, to: Rows, (flags, cap): (u32, f32)) -> Result<Op> {
         let spec = &self.layout.matrices[matrix];
         let from = self.rows(input);
         self.check_operand(input, from)?;
         if from.buf == to.buf {
             return Err(GpuError::Unsupported { what: format!("a product from register {input:?} to itself") }.into());
         }
-        let int8 = spec.wants_int8(self.options.precision);
-        let pipelines = self.product_pipelines(spec, int8)?;
-        let acts = self.acts(3, from, int8);
+        let pipelines = self.product_pipelines(spec, acts)?;
+        let bound_acts = self.acts(3, from, acts);
         let bias = Bound {
             number: 4,
             buffer: &self.buffers.vectors,
@@ -74,11 +77,11 @@ impl Compiler<'_> {
         let params = ProductParams {
             flags: if spec.has_bias() { flags | BIAS } else { flags },
             cap,
-            ..self.product_params(spec, from, to, int8)
+            ..self.product_params(spec, from, to, acts)
         };
         let part = |(rows, weights): (&std::ops::Range<usize>, &wgpu::Buffer)| {
             let views = [0, 1, 2].map(|number| Bound::whole(number, weights));
-            let rest = [acts, bias, self.buffer(5, to.buf)];
+            let rest = [bound_acts, bias, self.buffer(5, to.buf)];
             let group = self.pipelines.bind(&pipelines[0], &[&views[..], &rest].concat());
             let params = ProductParams {
                 n_rows: rows.len() as u32,
@@ -93,13 +96,19 @@ impl Compiler<'_> {
     }
 
     /// Activations as a product reads them.
-    pub(super) fn acts(&self, number: u32, from: Rows, int8: bool) -> Bound<'_> {
-        if int8 { Bound::whole(number, &self.buffers.acts) } else { self.buffer(number, from.buf) }
+    pub(super) fn acts(&self, number: u32, from: Rows, acts: Acts) -> Bound<'_> {
+        match acts {
+            Acts::F32 => self.buffer(number, from.buf),
+            Acts::Int8 | Acts::Int8Twice => Bound::whole(number, &self.buffers.acts),
+        }
     }
 
     /// What is the same for all parts of a product.
-    pub(super) fn product_params(&self, spec: &MatrixSpec, from: Rows, to: Rows, int8: bool) -> ProductParams {
-        let act_stride = if int8 { spec.n_in / GROUP * (ACT_GROUP_BYTES / 16) } else { from.stride / 4 };
+    pub(super) fn product_params(&self, spec: &MatrixSpec, from: Rows, to: Rows, acts: Acts) -> ProductParams {
+        let act_stride = match acts {
+            Acts::F32 => from.stride / 4,
+            Acts::Int8 | Acts::Int8Twice => spec.n_in / GROUP * (acts.group_bytes() / 16),
+        };
         let mut planes = [0; 4];
         let offsets = spec.format.offsets(spec.n_in);
         for (plane, offset) in planes.iter_mut().zip(&offsets[1..]) {
@@ -115,8 +124,8 @@ impl Compiler<'_> {
         }
     }
 
-    fn product_pipelines(&mut self, spec: &MatrixSpec, int8: bool) -> Result<[Pipeline; 4]> {
-        let operands = Operands { ty: spec.format.ty, int8 };
+    fn product_pipelines(&mut self, spec: &MatrixSpec, acts: Acts) -> Result<[Pipeline; 4]> {
+        let operands = Operands { ty: spec.format.ty, acts };
         let threads = self.tuning.matvec_threads(spec);
         let subgroups = self.tuning.subgroups;
         Ok([
@@ -147,7 +156,8 @@ impl Compiler<'_> {
         n_ff: usize,
         act: Activation,
     ) -> Result<()> {
-        let quantize = n_ff.is_multiple_of(GROUP) && self.read_as_int8(state, s, Reg::F);
+        // What a gated unit makes is no input of an output head.
+        let quantize = n_ff.is_multiple_of(GROUP) && self.acts_read(state, s, Reg::F) == Acts::Int8;
         let mut bound = vec![self.buffer(0, between.buf), self.buffer(1, f.buf)];
         if quantize {
             bound.push(Bound::whole(3, &self.buffers.acts));
@@ -164,7 +174,7 @@ impl Compiler<'_> {
             out_stride: (f.stride / 4) as u32,
         };
         state.ops.push(Op::Glu { bind, params, per_token: f.per_token as u32 });
-        state.quantized = if quantize { Some(Reg::F) } else { None };
+        state.quantized = quantize.then_some((Reg::F, Acts::Int8));
         Ok(())
     }
 }

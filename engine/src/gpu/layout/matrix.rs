@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tandem_loader::{Gguf, TensorInfo};
 use tandem_models::{Linear, Program, WeightId, WeightRole};
-use tandem_shaders::{Decode, Format};
+use tandem_shaders::{Acts, Decode, Format};
 
 use super::super::error::GpuError;
 use crate::error::Result;
@@ -83,9 +83,14 @@ impl MatrixSpec {
         self.linears.iter().any(|l| l.bias.is_some())
     }
 
-    /// Whether its products read int8 activations.
-    pub(in crate::gpu) fn wants_int8(&self, precision: Precision) -> bool {
-        precision == Precision::Fast && self.format.decode == Decode::Quants
+    /// How its products read activations; where they are int8, those of the output head read what that leaves over too:
+    /// there rounding does the most harm, and few rows are multiplied.
+    pub(in crate::gpu) fn acts(&self, precision: Precision, is_head: bool) -> Acts {
+        match (precision, self.format.decode) {
+            (Precision::Exact, _) | (Precision::Fast, Decode::Floats) => Acts::F32,
+            (Precision::Fast, Decode::Quants) if is_head => Acts::Int8Twice,
+            (Precision::Fast, Decode::Quants) => Acts::Int8,
+        }
     }
 }
 

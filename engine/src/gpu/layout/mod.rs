@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tandem_loader::Gguf;
 use tandem_models::{Hparams, Program, Step, WeightId};
-use tandem_shaders::{BestStep, GROUP, HeadShape};
+use tandem_shaders::{Acts, BestStep, GROUP, HeadShape};
 
 use super::error::GpuError;
 use super::{GpuOptions, Requirement};
@@ -27,8 +27,6 @@ pub(super) const STAGING: usize = 16 << 20;
 const USUAL_BINDING: u64 = (1 << 31) - 4;
 /// Floats of logits kept on the device; a batch that asks for more is done in pieces.
 const MAX_LOGITS: usize = 4 << 20;
-/// Bytes of a group of 32 activations as int8: quants, and scale and sums beside them.
-pub(super) const ACT_GROUP_BYTES: usize = 48;
 /// Most workgroups that share out the cache of a few queries.
 pub(super) const MAX_SHARES: usize = 512;
 /// Fewest pairs in a tile of a product with experts.
@@ -243,8 +241,9 @@ impl Layout {
             };
             self.products.entry(at).or_default().push(Product { matrix, first });
             let spec = &self.matrices[matrix];
-            if spec.wants_int8(options.precision) {
-                self.act_bytes = self.act_bytes.max(rows * (spec.n_in / GROUP) * ACT_GROUP_BYTES);
+            let acts = spec.acts(options.precision, is_head(step));
+            if acts != Acts::F32 {
+                self.act_bytes = self.act_bytes.max(rows * (spec.n_in / GROUP) * acts.group_bytes());
             }
             first += spec.n_out;
             i += same;
@@ -283,6 +282,11 @@ impl Layout {
             scratch: scratch.iter().sum(),
         }
     }
+}
+
+/// Whether a step is the output head's product.
+pub(super) fn is_head(step: &Step) -> bool {
+    matches!(step, Step::Logits { .. })
 }
 
 /// Bytes of rows of floats; sizes that overflow become one that no device has.
