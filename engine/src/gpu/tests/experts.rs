@@ -26,7 +26,7 @@ struct Shape {
 /// One layer's experts: routing, hidden, and sum.
 fn plan(shape: &Shape, normalize: bool) -> Plan {
     let (n_expert, n_used) = shape.experts;
-    let mut plan = Plan::new(shape.n_embd, (n_used * shape.n_ff).max(40), (1, 1, 32));
+    let mut plan = Plan::new(shape.n_embd, n_used * shape.n_ff, (1, 1, 32));
     plan.hparams.n_expert = n_expert;
     plan.hparams.n_expert_used = n_used;
     let [gate, up, down] = shape.types;
@@ -88,7 +88,7 @@ fn experts_in_parts() {
         return;
     }
     let shape = Shape { experts: (7, 3), n_embd: 32, n_ff: 64, types: [GgmlType::Q8_0; 3], bias: false };
-    let limit = GpuOptions { binding_limit: Some(20_000), ..options(Precision::Exact) };
+    let limit = GpuOptions { binding_limit: Some(13_000), ..options(Precision::Exact) };
     let mut bench = plan(&shape, true).bench(limit);
     assert!(bench.gpu.buffers.matrices.iter().any(|parts| parts.len() == 4));
     for n in TOKENS {
