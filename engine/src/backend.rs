@@ -1,8 +1,10 @@
 //! The seam between a program and the device it runs on.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::error::Result;
+use crate::sampler::Candidate;
 
 /// Consecutive tokens of one sequence, evaluated together.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +31,11 @@ pub struct Hidden {
     pub x: Vec<f32>,
     /// Logits of the output rows, `[n_outputs, n_vocab]`, row-major; filled by the head block.
     pub logits: Vec<f32>,
+    /// How many of the most likely tokens are enough, where there is one output row; `None`: all logits are wanted.
+    pub enough: Option<usize>,
+    /// The most likely tokens, most likely first, of equal ones the lowest id. A backend that can find them fills this
+    /// and leaves `logits` empty, where they are enough; otherwise this is empty.
+    pub best: Vec<Candidate>,
 }
 
 /// Bytes a backend holds, by use.
@@ -55,4 +62,9 @@ pub trait Backend: Send {
 
     /// Bytes held.
     fn memory(&self) -> MemoryReport;
+
+    /// Time the host has spent so far on handing work to a device and taking results from it, without the wait in between.
+    fn host_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }

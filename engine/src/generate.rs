@@ -10,7 +10,7 @@ use tandem_models::tokenizer::{TokenStream, Tokenizer};
 
 use crate::error::Error;
 use crate::sampler::{SamplerChain, SamplerError};
-use crate::session::{Outputs, Session};
+use crate::session::{Next, Session};
 
 /// When an answer ends, beside the model's own end.
 #[derive(Debug, Clone, Default)]
@@ -204,8 +204,9 @@ fn next_token(
     sampler: &mut SamplerChain,
     tokens: &[u32],
 ) -> std::result::Result<Option<u32>, GenerateError> {
-    match session.eval(tokens, Outputs::Last) {
-        Ok(logits) => Ok(Some(sampler.sample(logits)?)),
+    match session.eval_best(tokens, sampler.enough()) {
+        Ok(Next::Logits(logits)) => Ok(Some(sampler.sample(logits)?)),
+        Ok(Next::Best(best)) => Ok(Some(sampler.sample_best(best)?)),
         Err(Error::Interrupted) => Ok(None),
         Err(error) => Err(error.into()),
     }

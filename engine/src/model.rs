@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tandem_loader::Gguf;
 use tandem_models::Program;
@@ -10,7 +11,7 @@ use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::cpu::{CpuBackend, IsaLevel};
 use crate::error::Result;
 use crate::inputs::InputSquares;
-use crate::placement::{Device, Placement, Plan, Speeds, Wanted, adapter};
+use crate::placement::{Device, GpuLayers, Placement, Plan, Speeds, Wanted, adapter};
 
 /// Context length used when neither the user nor the model asks for less.
 pub const DEFAULT_CTX: usize = 8192;
@@ -81,8 +82,13 @@ pub struct LoadOptions {
     pub inputs: Option<Arc<Mutex<InputSquares>>>,
     /// What runs where.
     pub wanted: Wanted,
-    /// Folder that compiled GPU kernels are kept in.
+    /// Folder of what can be made again: compiled GPU kernels, and whether there is a GPU.
     pub cache_folder: Option<PathBuf>,
+}
+
+/// Whether nothing but `auto` asks for a GPU: then a software one is as good as none.
+fn only_auto(wanted: &Wanted) -> bool {
+    wanted.layers == GpuLayers::Auto && !wanted.rules.ask_for(Device::Gpu) && wanted.device.is_none()
 }
 
 /// A loaded model, ready to evaluate one sequence.
@@ -112,10 +118,15 @@ impl Model {
         speeds: &mut Speeds<'_>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Model> {
-        let mut plan = Plan::new(&gguf, options, speeds)?;
+        let mut options = options.clone();
+        // Planning asks the drivers, which may take longer than to load a small model.
+        if only_auto(&options.wanted) && adapter::only_software(options.cache_folder.as_deref()) {
+            options.wanted.layers = GpuLayers::Count(0);
+        }
+        let mut plan = Plan::new(&gguf, &options, speeds)?;
         loop {
             match Model::from_plan(gguf.clone(), plan.clone(), progress) {
-                Err(error) => plan = plan.retreat(&gguf, options, speeds, error)?,
+                Err(error) => plan = plan.retreat(&gguf, &options, speeds, error)?,
                 model => return model,
             }
         }
@@ -194,6 +205,11 @@ impl Model {
             kv_cache: sum.kv_cache + m.kv_cache,
             scratch: sum.scratch + m.scratch,
         })
+    }
+
+    /// Time the CPU has spent so far on handing work to a GPU and taking results from it, without the wait in between.
+    pub fn host_time(&self) -> Duration {
+        self.backends.iter().map(|(_, b)| b.host_time()).sum()
     }
 
     /// Runs the whole program over a batch, device by device.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::backend::{Batch, Hidden};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::sampler::Candidate;
 
 /// Tokens evaluated together in a prompt, unless the caller asks for another number.
 pub const DEFAULT_BATCH: usize = 512;
@@ -20,6 +21,15 @@ pub enum Outputs {
     Last,
     /// None: the tokens only enter the cache.
     None,
+}
+
+/// What the next token is chosen from.
+#[derive(Debug, Clone, Copy)]
+pub enum Next<'a> {
+    /// All logits, `[n_vocab]`.
+    Logits(&'a [f32]),
+    /// The most likely tokens, as many as were enough.
+    Best(&'a [Candidate]),
 }
 
 /// A sequence: the tokens in the KV cache, and the logits after the last one.
@@ -78,6 +88,24 @@ impl Session {
             self.run(part, if wanted { (n - 1, n) } else { (n, n) })?;
         }
         Ok(&self.hidden.logits)
+    }
+
+    /// Evaluates tokens as [`Session::eval`] does, for a sampler that the `enough` most likely tokens are enough for (see
+    /// [`SamplerChain::enough`](crate::sampler::SamplerChain::enough)): a device that finds them itself then hands over
+    /// them alone.
+    ///
+    /// # Errors
+    /// As for [`Session::eval`].
+    pub fn eval_best(&mut self, tokens: &[u32], enough: Option<usize>) -> Result<Next<'_>> {
+        self.hidden.best.clear();
+        self.hidden.enough = enough;
+        let result = self.eval(tokens, Outputs::Last).map(|_| ());
+        self.hidden.enough = None;
+        result?;
+        if self.hidden.best.is_empty() {
+            return Ok(Next::Logits(&self.hidden.logits));
+        }
+        Ok(Next::Best(&self.hidden.best))
     }
 
     /// Evaluates tokens and gives the logits of every one of them to `row`, in order, `[n_vocab]` each.

@@ -5,6 +5,7 @@
 //! neighbouring words. Nothing is widened. The unit of work is a **group** of 32 consecutive weights of a row.
 
 use tandem_loader::GgmlType;
+use tandem_loader::quant::{grids, iq2, iq3};
 
 /// Weights that a kernel decodes at a time.
 pub const GROUP: usize = 32;
@@ -58,6 +59,43 @@ pub struct Format {
     pub snippet: &'static str,
     /// Planes of a row, in order.
     pub planes: &'static [Plane],
+    /// What the snippet looks quants up in.
+    pub table: Table,
+}
+
+/// What a snippet looks quants up in: it lies in every buffer of weights, before the first row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Nothing.
+    None,
+    /// Points of 8 weights of 2 bits each, as the byte that each two bits stand for.
+    Eights(&'static [u16], [u8; 4]),
+    /// Points of 4 weights of 4 bits each, as the byte that each four bits (8 of their values) stand for.
+    Fours(&'static [u16], [u8; 8]),
+}
+
+impl Table {
+    /// Its bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Table::None => Vec::new(),
+            Table::Eights(grid, bytes) => {
+                grid.iter().flat_map(|point| (0..8).map(move |t| bytes[usize::from(point >> (2 * t) & 3)])).collect()
+            }
+            Table::Fours(grid, bytes) => {
+                grid.iter().flat_map(|point| (0..4).map(move |t| bytes[usize::from(point >> (4 * t) & 7)])).collect()
+            }
+        }
+    }
+
+    /// How many there are.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Table::None => 0,
+            Table::Eights(grid, _) => 8 * grid.len(),
+            Table::Fours(grid, _) => 4 * grid.len(),
+        }
+    }
 }
 
 const fn bytes(at: usize, len: usize) -> Plane {
@@ -69,12 +107,37 @@ const fn bits(at: usize, width: usize, run: usize) -> Plane {
 }
 
 const fn floats(ty: GgmlType, snippet: &'static str, planes: &'static [Plane]) -> Format {
-    Format { ty, decode: Decode::Floats, snippet, planes }
+    Format { ty, decode: Decode::Floats, snippet, planes, table: Table::None }
 }
 
 const fn quants(ty: GgmlType, snippet: &'static str, planes: &'static [Plane]) -> Format {
-    Format { ty, decode: Decode::Quants, snippet, planes }
+    Format { ty, decode: Decode::Quants, snippet, planes, table: Table::None }
 }
+
+const fn eights(
+    ty: GgmlType,
+    snippet: &'static str,
+    grid: &'static [u16],
+    bytes: [u8; 4],
+    planes: &'static [Plane],
+) -> Format {
+    Format { ty, decode: Decode::Quants, snippet, planes, table: Table::Eights(grid, bytes) }
+}
+
+const fn fours(
+    ty: GgmlType,
+    snippet: &'static str,
+    grid: &'static [u16],
+    bytes: [u8; 8],
+    planes: &'static [Plane],
+) -> Format {
+    Format { ty, decode: Decode::Quants, snippet, planes, table: Table::Fours(grid, bytes) }
+}
+
+/// The magnitudes of the IQ2 grids; the fourth is not used.
+const IQ2: [u8; 4] = [iq2::MAGNITUDES[0], iq2::MAGNITUDES[1], iq2::MAGNITUDES[2], 0];
+/// Eight times the values of the IQ1 grid (of 0, 1 and 2); the fourth is not used.
+const IQ1: [u8; 4] = [0, 8, 16, 0];
 
 /// All types that the kernels can multiply with.
 pub static FORMATS: &[Format] = &[
@@ -91,6 +154,39 @@ pub static FORMATS: &[Format] = &[
     quants(GgmlType::Q4_K, "decode/q4_k.wgsl", &[bits(16, 4, 32), bytes(4, 12), bytes(0, 4)]),
     quants(GgmlType::Q5_K, "decode/q5_k.wgsl", &[bits(48, 4, 32), bits(16, 1, 32), bytes(4, 12), bytes(0, 4)]),
     quants(GgmlType::Q6_K, "decode/q6_k.wgsl", &[bits(0, 4, 64), bits(128, 2, 32), bytes(192, 16), bytes(208, 2)]),
+    eights(GgmlType::IQ2_XXS, "decode/iq2_xxs.wgsl", &grids::IQ2_XXS, IQ2, &[bytes(2, 64), bytes(0, 2)]),
+    eights(GgmlType::IQ2_XS, "decode/iq2_xs.wgsl", &grids::IQ2_XS, IQ2, &[bytes(2, 64), bytes(66, 8), bytes(0, 2)]),
+    fours(
+        GgmlType::IQ3_XXS,
+        "decode/iq3_xxs.wgsl",
+        &grids::IQ3_XXS,
+        iq3::MAGNITUDES_XXS,
+        &[bytes(2, 64), bytes(66, 32), bytes(0, 2)],
+    ),
+    eights(GgmlType::IQ1_S, "decode/iq1_s.wgsl", &grids::IQ1, IQ1, &[bytes(2, 32), bytes(34, 16), bytes(0, 2)]),
+    quants(GgmlType::IQ4_NL, "decode/iq4_nl.wgsl", &[bits(2, 4, 16), bytes(0, 2)]),
+    fours(
+        GgmlType::IQ3_S,
+        "decode/iq3_s.wgsl",
+        &grids::IQ3_S,
+        iq3::MAGNITUDES_S,
+        &[bytes(2, 64), bytes(66, 8), bytes(74, 32), bytes(106, 4), bytes(0, 2)],
+    ),
+    eights(
+        GgmlType::IQ2_S,
+        "decode/iq2_s.wgsl",
+        &grids::IQ2_S,
+        IQ2,
+        &[bytes(2, 32), bytes(34, 32), bytes(66, 8), bytes(74, 8), bytes(0, 2)],
+    ),
+    quants(GgmlType::IQ4_XS, "decode/iq4_xs.wgsl", &[bits(8, 4, 16), bytes(2, 2), bytes(4, 4), bytes(0, 2)]),
+    eights(GgmlType::IQ1_M, "decode/iq1_m.wgsl", &grids::IQ1, IQ1, &[bytes(0, 32), bytes(32, 16), bytes(48, 8)]),
+    quants(GgmlType::TQ1_0, "decode/tq1_0.wgsl", &[bytes(0, 48), bytes(48, 4), bytes(52, 2)]),
+    quants(GgmlType::TQ2_0, "decode/tq2_0.wgsl", &[bits(0, 2, 32), bytes(64, 2)]),
+    quants(GgmlType::MXFP4, "decode/mxfp4.wgsl", &[bits(1, 4, 16), bytes(0, 1)]),
+    quants(GgmlType::NVFP4, "decode/nvfp4.wgsl", &[bits(4, 4, 8), bytes(0, 4)]),
+    quants(GgmlType::Q1_0, "decode/q1_0.wgsl", &[bits(2, 1, 1), bytes(0, 2)]),
+    quants(GgmlType::Q2_0, "decode/q2_0.wgsl", &[bits(2, 2, 1), bytes(0, 2)]),
 ];
 
 impl Format {
@@ -116,6 +212,11 @@ impl Format {
             offsets.push(offsets[offsets.len() - 1] + bytes.next_multiple_of(ALIGNMENT));
         }
         offsets
+    }
+
+    /// Words of its table: what a buffer of weights begins with.
+    pub fn table_words(&self) -> usize {
+        self.table.n_bytes() / 4
     }
 
     /// Bytes of a packed row of `n_in` weights.

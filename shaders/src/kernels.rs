@@ -12,11 +12,34 @@ macro_rules! sources {
 /// All sources: kernels, and what they include.
 pub static SOURCES: &[(&str, &str)] = sources![
     "attend.wgsl",
+    "best/collect.wgsl",
+    "best/common.wgsl",
+    "best/slices.wgsl",
+    "best/sort.wgsl",
+    "best/threshold.wgsl",
+    "combine.wgsl",
     "decode/bf16.wgsl",
     "decode/common.wgsl",
+    "decode/e2m1.wgsl",
     "decode/f16.wgsl",
     "decode/f32.wgsl",
+    "decode/grid.wgsl",
+    "decode/iq1.wgsl",
+    "decode/iq1_m.wgsl",
+    "decode/iq1_s.wgsl",
+    "decode/iq2_s.wgsl",
+    "decode/iq2_xs.wgsl",
+    "decode/iq2_xxs.wgsl",
+    "decode/iq3_s.wgsl",
+    "decode/iq3_xxs.wgsl",
+    "decode/iq4_nl.wgsl",
+    "decode/iq4_values.wgsl",
+    "decode/iq4_xs.wgsl",
     "decode/k_scales.wgsl",
+    "decode/mxfp4.wgsl",
+    "decode/nvfp4.wgsl",
+    "decode/q1_0.wgsl",
+    "decode/q2_0.wgsl",
     "decode/q2_k.wgsl",
     "decode/q3_k.wgsl",
     "decode/q4_0.wgsl",
@@ -27,7 +50,11 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "decode/q5_k.wgsl",
     "decode/q6_k.wgsl",
     "decode/q8_0.wgsl",
+    "decode/tq1_0.wgsl",
+    "decode/tq2_0.wgsl",
+    "decode/values.wgsl",
     "glu.wgsl",
+    "group.wgsl",
     "heads.wgsl",
     "kv/f16.wgsl",
     "kv/f32.wgsl",
@@ -42,6 +69,8 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "product.wgsl",
     "quantize.wgsl",
     "quantize_quad.wgsl",
+    "route.wgsl",
+    "sigmoid_gate.wgsl",
     "sum.wgsl",
     "unit.wgsl",
 ];
@@ -113,8 +142,61 @@ pub enum Pairing {
 pub struct Operands {
     /// Type of the weights, one of [`crate::FORMATS`].
     pub ty: GgmlType,
-    /// Activations are int8 (quantized types only), and not f32.
-    pub int8: bool,
+    /// Activations.
+    pub acts: Acts,
+}
+
+/// How a product reads its activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Acts {
+    /// 32-bit floats.
+    F32,
+    /// 8-bit integers, a scale per 32; with quantized weights only.
+    Int8,
+    /// The same, and beside each group what it leaves over, as such a group again.
+    Int8Twice,
+}
+
+impl Acts {
+    /// Bytes of a group of 32: quants, and their scale and sums.
+    pub fn group_bytes(self) -> usize {
+        match self {
+            Acts::F32 => 128,
+            Acts::Int8 => 48,
+            Acts::Int8Twice => 96,
+        }
+    }
+
+    fn is_int8(self) -> bool {
+        match self {
+            Acts::F32 => false,
+            Acts::Int8 | Acts::Int8Twice => true,
+        }
+    }
+}
+
+/// The kernels that find the most likely tokens, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BestStep {
+    /// The largest logit of each slice of the vocabulary.
+    Slices,
+    /// The smallest logit that may be among the best.
+    Threshold,
+    /// All that are not smaller.
+    Collect,
+    /// Their order.
+    Sort,
+}
+
+impl BestStep {
+    /// All steps, in order.
+    pub const ALL: [BestStep; 4] = [BestStep::Slices, BestStep::Threshold, BestStep::Collect, BestStep::Sort];
+    /// Most tokens that are found.
+    pub const MAX_K: usize = 256;
+    /// Most slices.
+    pub const MAX_SLICES: usize = 1024;
+    /// Most logits that are collected and sorted.
+    pub const MAX_COLLECTED: usize = 1024;
 }
 
 /// A variant of a kernel: what becomes one pipeline.
@@ -124,11 +206,14 @@ pub enum Kernel {
     Norm {
         /// Input and output are the same.
         in_place: bool,
-        /// Results are also written as int8.
-        quantize: bool,
+        /// How results are written for a product.
+        acts: Acts,
     },
     /// Rows to int8.
-    Quantize,
+    Quantize {
+        /// And what that leaves over.
+        twice: bool,
+    },
     /// Gated activation.
     Glu {
         /// GELU's tanh approximation, and not SiLU.
@@ -163,6 +248,22 @@ pub enum Kernel {
         /// Sizes.
         shape: HeadShape,
     },
+    /// Finding the most likely tokens, in four steps.
+    Best(BestStep),
+    /// Choosing of experts.
+    Route {
+        /// How many there are.
+        n_expert: u32,
+    },
+    /// Sorting of (token, expert) pairs by expert.
+    Group {
+        /// How many experts there are.
+        n_expert: u32,
+    },
+    /// Weighted sum over a token's experts.
+    Combine,
+    /// Scaling of rows by a sigmoid.
+    SigmoidGate,
     /// Product with few tokens.
     MatVec {
         /// Types.
@@ -173,13 +274,17 @@ pub enum Kernel {
         cols: u32,
         /// Sums through subgroups, and not through workgroup memory.
         subgroups: bool,
+        /// Each token has its own matrices; `cols` is 1.
+        experts: bool,
     },
     /// Product with many tokens.
     MatMat {
         /// Types.
         operands: Operands,
-        /// Tokens of a tile, a multiple of 16.
-        tokens: u32,
+        /// Tiles of 64 tokens, and not of 16.
+        wide: bool,
+        /// Each tile has its own matrix.
+        experts: bool,
     },
 }
 
@@ -201,11 +306,19 @@ impl Kernel {
     pub fn file(&self) -> &'static str {
         match self {
             Kernel::Norm { .. } => "norm.wgsl",
-            Kernel::Quantize => "quantize.wgsl",
+            Kernel::Quantize { .. } => "quantize.wgsl",
             Kernel::Glu { .. } => "glu.wgsl",
             Kernel::Heads { .. } => "heads.wgsl",
             Kernel::Attend { .. } => "attend.wgsl",
             Kernel::Merge { .. } => "merge.wgsl",
+            Kernel::Best(BestStep::Slices) => "best/slices.wgsl",
+            Kernel::Best(BestStep::Threshold) => "best/threshold.wgsl",
+            Kernel::Best(BestStep::Collect) => "best/collect.wgsl",
+            Kernel::Best(BestStep::Sort) => "best/sort.wgsl",
+            Kernel::Route { .. } => "route.wgsl",
+            Kernel::Group { .. } => "group.wgsl",
+            Kernel::Combine => "combine.wgsl",
+            Kernel::SigmoidGate => "sigmoid_gate.wgsl",
             Kernel::MatVec { .. } => "matvec.wgsl",
             Kernel::MatMat { .. } => "matmat.wgsl",
         }
@@ -214,10 +327,12 @@ impl Kernel {
     /// Threads of a workgroup.
     pub fn threads(&self) -> u32 {
         match self {
-            Kernel::Norm { .. } | Kernel::MatMat { .. } => 256,
-            Kernel::Quantize | Kernel::Glu { .. } => 64,
+            Kernel::Norm { .. } | Kernel::MatMat { .. } | Kernel::Group { .. } | Kernel::SigmoidGate => 256,
+            Kernel::Quantize { .. } | Kernel::Glu { .. } | Kernel::Route { .. } | Kernel::Combine => 64,
             Kernel::Heads { .. } | Kernel::Merge { .. } => 64,
             Kernel::Attend { shape, .. } => shape.threads(),
+            Kernel::Best(BestStep::Slices) => 64,
+            Kernel::Best(BestStep::Threshold | BestStep::Collect | BestStep::Sort) => 256,
             Kernel::MatVec { threads, .. } => *threads,
         }
     }
@@ -225,13 +340,13 @@ impl Kernel {
     /// What is bound, all storage buffers of group 0.
     pub fn bindings(&self) -> Vec<Binding> {
         match self {
-            Kernel::Norm { in_place, quantize } => {
+            Kernel::Norm { in_place, acts } => {
                 let mut list = vec![(1, true), (2, false)];
                 list.extend((!in_place).then_some((0, true)));
-                list.extend(quantize.then_some((3, false)));
+                list.extend(acts.is_int8().then_some((3, false)));
                 bindings(&list)
             }
-            Kernel::Quantize => bindings(&[(0, true), (3, false)]),
+            Kernel::Quantize { .. } => bindings(&[(0, true), (3, false)]),
             Kernel::Glu { quantize, .. } => {
                 let mut list = vec![(0, true), (1, false)];
                 list.extend(quantize.then_some((3, false)));
@@ -246,8 +361,18 @@ impl Kernel {
             }
             Kernel::Attend { .. } => bindings(&[(0, true), (1, true), (2, true), (3, false)]),
             Kernel::Merge { .. } => bindings(&[(0, true), (1, false)]),
-            Kernel::MatVec { .. } | Kernel::MatMat { .. } => {
-                bindings(&[(0, true), (1, true), (2, true), (3, true), (4, true), (5, false)])
+            Kernel::Best(BestStep::Slices | BestStep::Threshold) => bindings(&[(0, true), (1, false)]),
+            Kernel::Best(BestStep::Collect) => bindings(&[(0, true), (1, false), (2, false)]),
+            Kernel::Best(BestStep::Sort) => bindings(&[(0, true), (1, true), (2, false)]),
+            Kernel::Route { .. } => bindings(&[(0, false), (1, false)]),
+            Kernel::Group { .. } => bindings(&[(0, true), (1, false), (2, false)]),
+            Kernel::Combine | Kernel::SigmoidGate => bindings(&[(0, true), (1, true), (2, false)]),
+            Kernel::MatVec { experts, .. } | Kernel::MatMat { experts, .. } => {
+                let mut list = vec![(0, true), (1, true), (2, true), (3, true), (5, false)];
+                // Experts have no biases.
+                list.push(if *experts { (6, true) } else { (4, true) });
+                list.extend(experts.then_some([(7, true), (8, true)]).into_iter().flatten());
+                bindings(&list)
             }
         }
     }
@@ -259,14 +384,16 @@ impl Kernel {
     pub fn source(&self) -> Result<String, ComposeError> {
         let mut settings = Settings::new(self.threads());
         match self {
-            Kernel::Norm { in_place, quantize } => {
+            Kernel::Norm { in_place, acts } => {
                 settings.flag("IN_PLACE", *in_place);
-                settings.flag("QUANTIZE", *quantize);
+                settings.flag("QUANTIZE", acts.is_int8());
+                settings.flag("TWICE", *acts == Acts::Int8Twice);
             }
-            Kernel::Quantize => {}
+            Kernel::Quantize { twice } => settings.flag("TWICE", *twice),
             Kernel::Glu { gelu, quantize } => {
                 settings.flag("GELU", *gelu);
                 settings.flag("QUANTIZE", *quantize);
+                settings.flag("TWICE", false);
             }
             Kernel::Heads { shape, norm, rope, store } => {
                 settings.shape(*shape);
@@ -284,14 +411,18 @@ impl Kernel {
                 settings.include("kv.wgsl", cache.snippet());
             }
             Kernel::Merge { shape } => settings.shape(*shape),
-            Kernel::MatVec { operands, threads: _, cols, subgroups } => {
+            Kernel::Route { n_expert } | Kernel::Group { n_expert } => settings.number("EXPERTS", *n_expert),
+            Kernel::Combine | Kernel::SigmoidGate | Kernel::Best(_) => {}
+            Kernel::MatVec { operands, threads: _, cols, subgroups, experts } => {
                 settings.operands(*operands);
+                settings.flag("EXPERTS", *experts);
                 settings.number("COLS", *cols);
                 settings.flag("SUBGROUPS", *subgroups);
             }
-            Kernel::MatMat { operands, tokens } => {
+            Kernel::MatMat { operands, wide, experts } => {
                 settings.operands(*operands);
-                settings.number("TOKENS", *tokens);
+                settings.flag("EXPERTS", *experts);
+                settings.flag("WIDE", *wide);
             }
         }
         settings.compose(self.file())
@@ -337,8 +468,10 @@ impl Settings {
         if let Some(format) = Format::of(operands.ty) {
             self.include("decode.wgsl", format.snippet);
             self.flag("FLOATS", format.decode == Decode::Floats);
+            self.number("TABLE", format.table_words() as u32);
         }
-        self.flag("INT8", operands.int8);
+        self.flag("INT8", operands.acts.is_int8());
+        self.flag("TWICE", operands.acts == Acts::Int8Twice);
     }
 
     fn compose(&self, file: &str) -> Result<String, ComposeError> {

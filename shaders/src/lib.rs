@@ -9,5 +9,5 @@ mod kernels;
 pub mod params;
 
 pub use compose::{ComposeError, Define, Place, compose};
-pub use formats::{ALIGNMENT, Decode, FORMATS, Format, GROUP, MAX_PLANES, Plane};
-pub use kernels::{Binding, Cache, HeadShape, Kernel, Operands, Pairing, SOURCES};
+pub use formats::{ALIGNMENT, Decode, FORMATS, Format, GROUP, MAX_PLANES, Plane, Table};
+pub use kernels::{Acts, BestStep, Binding, Cache, HeadShape, Kernel, Operands, Pairing, SOURCES};

@@ -34,6 +34,10 @@ params! {
         flags: u32,
         bias_first: u32,
         cap: f32,
+        first_expert: u32,
+        n_experts: u32,
+        pairs_per_row: u32,
+        unused: u32,
     }
 }
 
@@ -99,6 +103,31 @@ params! {
         n_shares: u32,
         scale: f32,
     }
+}
+
+params! {
+    /// Of the kernels in `best/`.
+    BestParams { n_vocab: u32, k: u32, n_slices: u32 }
+}
+
+params! {
+    /// Of `route.wgsl`.
+    RouteParams { n_used: u32, normalize: u32 }
+}
+
+params! {
+    /// Of `group.wgsl`.
+    GroupParams { n_pairs: u32, tokens: u32 }
+}
+
+params! {
+    /// Of `combine.wgsl`.
+    CombineParams { n_used: u32, width: u32, in_stride: u32, out_stride: u32, out_column: u32, add: u32 }
+}
+
+params! {
+    /// Of `sigmoid_gate.wgsl`.
+    SigmoidGateParams { width: u32, in_stride: u32, n_ff: u32, out_stride: u32 }
 }
 
 params! {

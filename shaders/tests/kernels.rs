@@ -5,7 +5,7 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
-use tandem_shaders::{Cache, Decode, FORMATS, HeadShape, Kernel, Operands, Pairing, SOURCES, params};
+use tandem_shaders::{Acts, BestStep, Cache, Decode, FORMATS, HeadShape, Kernel, Operands, Pairing, SOURCES, params};
 
 /// What wgpu asks naga to check for a device with the features that the backend asks for.
 fn capabilities(subgroups: bool) -> Capabilities {
@@ -21,10 +21,10 @@ fn shapes() -> Vec<HeadShape> {
 
 fn operands() -> Vec<Operands> {
     let both = |f: &tandem_shaders::Format| {
-        [false, true]
+        [Acts::F32, Acts::Int8, Acts::Int8Twice]
             .into_iter()
-            .filter(|int8| !int8 || f.decode == Decode::Quants)
-            .map(|int8| Operands { ty: f.ty, int8 })
+            .filter(|acts| *acts == Acts::F32 || f.decode == Decode::Quants)
+            .map(|acts| Operands { ty: f.ty, acts })
             .collect::<Vec<_>>()
     };
     FORMATS.iter().flat_map(both).collect()
@@ -33,9 +33,16 @@ fn operands() -> Vec<Operands> {
 /// All variants.
 fn variants() -> Vec<Kernel> {
     let bools = [false, true];
-    let mut all = vec![Kernel::Quantize];
+    let mut all = vec![Kernel::Combine, Kernel::SigmoidGate];
+    all.extend(BestStep::ALL.map(Kernel::Best));
+    for n_expert in [1, 7, 128, 512] {
+        all.extend([Kernel::Route { n_expert }, Kernel::Group { n_expert }]);
+    }
+    all.extend(bools.map(|twice| Kernel::Quantize { twice }));
+    for acts in [Acts::F32, Acts::Int8, Acts::Int8Twice] {
+        all.extend(bools.map(|in_place| Kernel::Norm { in_place, acts }));
+    }
     for quantize in bools {
-        all.extend(bools.map(|in_place| Kernel::Norm { in_place, quantize }));
         all.extend(bools.map(|gelu| Kernel::Glu { gelu, quantize }));
     }
     for shape in shapes() {
@@ -52,10 +59,12 @@ fn variants() -> Vec<Kernel> {
         }
     }
     for operands in operands() {
-        all.extend([16, 64].map(|tokens| Kernel::MatMat { operands, tokens }));
-        for subgroups in bools {
-            for threads in [8, 32, 64, 128] {
-                all.extend([1, 4].map(|cols| Kernel::MatVec { operands, threads, cols, subgroups }));
+        for experts in bools {
+            all.extend(bools.map(|wide| Kernel::MatMat { operands, wide, experts }));
+        }
+        for (subgroups, threads) in bools.into_iter().flat_map(|s| [8, 32, 64, 128].map(|threads| (s, threads))) {
+            for (cols, experts) in [(1, false), (4, false), (1, true)] {
+                all.push(Kernel::MatVec { operands, threads, cols, subgroups, experts });
             }
         }
     }
@@ -87,11 +96,16 @@ fn declared(kernel: &Kernel) -> (usize, &'static [&'static str]) {
     use params::*;
     match kernel {
         Kernel::Norm { .. } => (size_of::<NormParams>(), NormParams::FIELDS),
-        Kernel::Quantize => (size_of::<QuantizeParams>(), QuantizeParams::FIELDS),
+        Kernel::Quantize { .. } => (size_of::<QuantizeParams>(), QuantizeParams::FIELDS),
         Kernel::Glu { .. } => (size_of::<GluParams>(), GluParams::FIELDS),
         Kernel::Heads { .. } => (size_of::<HeadsParams>(), HeadsParams::FIELDS),
         Kernel::Attend { .. } => (size_of::<AttendParams>(), AttendParams::FIELDS),
         Kernel::Merge { .. } => (size_of::<MergeParams>(), MergeParams::FIELDS),
+        Kernel::Best(_) => (size_of::<BestParams>(), BestParams::FIELDS),
+        Kernel::Route { .. } => (size_of::<RouteParams>(), RouteParams::FIELDS),
+        Kernel::Group { .. } => (size_of::<GroupParams>(), GroupParams::FIELDS),
+        Kernel::Combine => (size_of::<CombineParams>(), CombineParams::FIELDS),
+        Kernel::SigmoidGate => (size_of::<SigmoidGateParams>(), SigmoidGateParams::FIELDS),
         Kernel::MatVec { .. } | Kernel::MatMat { .. } => (size_of::<ProductParams>(), ProductParams::FIELDS),
     }
 }

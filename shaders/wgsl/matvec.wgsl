@@ -1,6 +1,8 @@
 // y = W x for few tokens: one workgroup computes 4 rows for COLS tokens, its THREADS threads sharing out the units of
 // each row. Weights are read once, neighbouring threads reading neighbouring words.
 //
+// Of experts, COLS is 1, and a pair is what a token is otherwise.
+//
 // Dispatch: (x, y) number the groups of 4 rows, z the groups of COLS tokens.
 
 #include "product.wgsl"
@@ -30,8 +32,17 @@ fn main(
         return;
     }
     let first_token = COLS * id.z;
+#if EXPERTS
+    let expert = chosen[first_token].x - p.first_expert;
+    if expert >= p.n_experts {
+        return;
+    }
+    let matrix = expert * p.n_rows;
+#else
+    let matrix = 0u;
+#endif
     // Rows and tokens beyond the end repeat the last one; their results are not written.
-    let rows = min(vec4(first_row) + vec4(0u, 1u, 2u, 3u), vec4(p.n_rows - 1u)) * p.row_words;
+    let rows = (matrix + min(vec4(first_row) + vec4(0u, 1u, 2u, 3u), vec4(p.n_rows - 1u))) * p.row_words + TABLE;
     var sums: array<vec4<f32>, COLS>;
     for (var u = lane; u < units(); u += THREADS) {
         let w0 = load_weights(rows.x, u);
@@ -39,7 +50,11 @@ fn main(
         let w2 = load_weights(rows.z, u);
         let w3 = load_weights(rows.w, u);
         for (var c = 0u; c < COLS; c++) {
+#if EXPERTS
+            let a = load_acts(first_token / p.pairs_per_row, u);
+#else
             let a = load_acts(min(first_token + c, p.n_tokens - 1u), u);
+#endif
             sums[c] += vec4(dot_unit(w0, a), dot_unit(w1, a), dot_unit(w2, a), dot_unit(w3, a));
         }
     }

@@ -1,7 +1,8 @@
 // y = W x + b: what the kernels of a matrix product share: parameters, bindings, and what becomes of a sum.
 //
-// A row of W is packed in planes (see `formats.rs`); its groups are 32 weights each. The same buffer is bound three
-// times, so that a snippet reads one, two or four words at a time.
+// A buffer of weights begins with the TABLE words that its type looks things up in. A row of W is packed in planes (see
+// `formats.rs`); its groups are 32 weights each. The same buffer is bound three times, so that a snippet reads one, two or
+// four words at a time.
 
 struct Params {
     // Words from a row's start to its planes 1, 2, 3 and 4.
@@ -29,6 +30,13 @@ struct Params {
     bias_first: u32,
     // y = cap tanh(y / cap), where it is above 0.
     cap: f32,
+    // Of experts: the first one in this buffer, and how many there are; each has `n_rows` rows. `y` has a row for each
+    // (token, expert) pair, and `acts` one for each `pairs_per_row` of them.
+    first_expert: u32,
+    n_experts: u32,
+    pairs_per_row: u32,
+    // The vector at the start makes the size a multiple of 16 bytes.
+    unused: u32,
 }
 
 const ADD = 1u;
@@ -39,15 +47,29 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> words: array<u32>;
 @group(0) @binding(1) var<storage, read> pairs: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> quads: array<vec4<u32>>;
+#if EXPERTS
+#else
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
+#endif
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 
-// Writes one result: row `row` of this buffer, token `token` of the batch.
+#if EXPERTS
+// Of each pair: its expert, and the expert's weight.
+@group(0) @binding(6) var<storage, read> chosen: array<vec2<u32>>;
+// Pairs sorted by expert, and their tiles: see `group.wgsl`.
+@group(0) @binding(7) var<storage, read> order: array<u32>;
+@group(0) @binding(8) var<storage, read> tiles: array<vec4<u32>>;
+#endif
+
+// Writes one result: row `row` of the matrix, token (or pair) `token` of the batch.
 fn finish(row: u32, token: u32, sum: f32) {
     var value = sum;
+#if EXPERTS
+#else
     if (p.flags & BIAS) != 0u {
         value += bias[p.bias_first + row];
     }
+#endif
     if p.cap > 0.0 {
         // Beyond 15, tanh is 1 in f32, and some drivers' overflows.
         value = p.cap * tanh(clamp(value / p.cap, -15.0, 15.0));

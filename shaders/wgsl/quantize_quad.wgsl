@@ -1,6 +1,7 @@
 // Activations as int8: groups of 32 share a scale, d = absmax / 127, q = round(x / d), ties to even.
 //
 // A group takes 12 words: 8 of quants, then as f32: d, d times the sum of the first 16 quants, of the last 16, and 0.
+// TWICE: what the quants leave over, x - d q, follows each group as 12 words of the same kind.
 
 @group(0) @binding(3) var<storage, read_write> quantized: array<u32>;
 
@@ -16,6 +17,16 @@ var<workgroup> totals: array<i32, THREADS>;
 // Quantizes `x`, one of the 8 quads of a group; the other 7 are those of the threads `lane & 7` apart. All threads of the
 // workgroup must call this together; those whose group does not exist with `exists` false.
 fn quantize_quad(x: vec4<f32>, group: u32, lane: u32, exists: bool) {
+#if TWICE
+    let rest = quantize_words(x, 24u * group, lane, exists);
+    quantize_words(rest, 24u * group + 12u, lane, exists);
+#else
+    quantize_words(x, 12u * group, lane, exists);
+#endif
+}
+
+// Writes a group's words from `at` on, and returns what they leave over of `x`.
+fn quantize_words(x: vec4<f32>, at: u32, lane: u32, exists: bool) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(x) & vec4(0x7fffffffu);
     peaks[lane] = max(max(bits.x, bits.y), max(bits.z, bits.w));
     workgroupBarrier();
@@ -37,7 +48,6 @@ fn quantize_quad(x: vec4<f32>, group: u32, lane: u32, exists: bool) {
     totals[lane] = q.x + q.y + q.z + q.w;
     workgroupBarrier();
     if exists {
-        let at = 12u * group;
         let part = lane & 7u;
         quantized[at + part] = pack4xI8(q);
         if part < 4u {
@@ -51,4 +61,5 @@ fn quantize_quad(x: vec4<f32>, group: u32, lane: u32, exists: bool) {
             quantized[at + 8u + part] = bitcast<u32>(value);
         }
     }
+    return x - scale * vec4<f32>(q);
 }

@@ -2,7 +2,8 @@
 //
 // * Plain numbers: 4 weights, 4 activations.
 // * Quantized weights with f32 activations: a group of 32.
-// * Quantized weights with int8 activations: a group of 32; each half's integers are summed exactly, then scaled.
+// * Quantized weights with int8 activations: a group of 32; each half's integers are summed exactly, then scaled. TWICE:
+//   and the same of what the activations' quants left over.
 
 #if FLOATS
 alias Weights = vec4<f32>;
@@ -37,26 +38,46 @@ fn load_weights(row: u32, u: u32) -> Weights {
 
 #if INT8
 // Three vectors per group: quants 0..16, quants 16..32, and as f32: scale, scale times the sum of each half's quants.
+// TWICE: and three of what that left over.
 @group(0) @binding(3) var<storage, read> acts: array<vec4<u32>>;
 
 struct Acts {
     low: vec4<u32>,
     high: vec4<u32>,
     scale: vec4<f32>,
+#if TWICE
+    rest_low: vec4<u32>,
+    rest_high: vec4<u32>,
+    rest_scale: vec4<f32>,
+#endif
 }
 
 fn load_acts(token: u32, u: u32) -> Acts {
+#if TWICE
+    let at = (p.first + token) * p.act_stride + 6u * u;
+    let scale = bitcast<vec4<f32>>(acts[at + 2u]);
+    return Acts(acts[at], acts[at + 1u], scale, acts[at + 3u], acts[at + 4u], bitcast<vec4<f32>>(acts[at + 5u]));
+#else
     let at = (p.first + token) * p.act_stride + 3u * u;
     return Acts(acts[at], acts[at + 1u], bitcast<vec4<f32>>(acts[at + 2u]));
+#endif
 }
 
 fn dot16(a: vec4<u32>, b: vec4<u32>) -> f32 {
     return f32(dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w));
 }
 
+fn dot_group(w: Weights, low: vec4<u32>, high: vec4<u32>, scale: vec4<f32>) -> f32 {
+    let both = w.scale.x * dot16(w.low, low) + w.scale.y * dot16(w.high, high);
+    return scale.x * both + w.min.x * scale.y + w.min.y * scale.z;
+}
+
 fn dot_unit(w: Weights, a: Acts) -> f32 {
-    let both = w.scale.x * dot16(w.low, a.low) + w.scale.y * dot16(w.high, a.high);
-    return a.scale.x * both + w.min.x * a.scale.y + w.min.y * a.scale.z;
+#if TWICE
+    return dot_group(w, a.low, a.high, a.scale) + dot_group(w, a.rest_low, a.rest_high, a.rest_scale);
+#else
+    return dot_group(w, a.low, a.high, a.scale);
+#endif
 }
 #else
 @group(0) @binding(3) var<storage, read> acts: array<vec4<f32>>;

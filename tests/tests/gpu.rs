@@ -85,7 +85,19 @@ fn every_block_equals_the_reference() {
     if !has_device() {
         return;
     }
-    for name in ["llama", "llama-bias", "llama-mqa", "llama-yarn", "qwen2", "qwen3", "gemma3", "bitnet"] {
+    for name in [
+        "llama",
+        "llama-bias",
+        "llama-mqa",
+        "llama-yarn",
+        "llama-moe",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "gemma3",
+        "bitnet",
+    ] {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         // f32 sums of a few hundred terms: 1e-12 is their rounding. The weights of these models are plain numbers, so
         // that the fast path only rounds the cache: 2^-11 relative, squared, of the attention's share of X.
@@ -134,12 +146,16 @@ fn best(logits: &[f32]) -> (u32, f32) {
     (order[0] as u32, logits[order[0]] - logits[order[1]])
 }
 
+/// Both backends round activations to int8 by the same rule, the head's twice, but add in another order: where a value
+/// falls on the other side of a tie, a quant is off by one. Their logits differ in the third digit at most.
+const NEAR_TIE: f32 = 0.05;
+
 /// The CPU's greedy text is the GPU's, as far as no step is so close that rounding decides it.
 fn check_greedy(case: &Case) {
     let options = LoadOptions { n_ctx: Some(512), ..LoadOptions::default() };
     let mut cpu = Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap());
     let mut gpu = Runner::new(&case.gguf, &GpuOptions { n_ctx: 512, ..GpuOptions::default() });
-    for generation in case.greedy["generations"].as_array().unwrap() {
+    for generation in case.greedy["generations"].as_array().unwrap().iter().take(6) {
         let name = generation["name"].as_str().unwrap();
         let prompt = ids(&generation["prompt_tokens"]);
         cpu.truncate(0);
@@ -149,11 +165,7 @@ fn check_greedy(case: &Case) {
             let (want, gap) = best(cpu.eval(&tokens, Outputs::Last).unwrap());
             let (got, _) = best(&gpu.eval(&tokens, tokens.len() - 1));
             if got != want {
-                // Both round activations to int8 in the same way, and add in another order: their logits differ in the
-                // third digit at most.
-                // The CPU's head takes twice 8 bits of its input, the device's 8: a run with 8-bit activations may leave
-                // another where the gap is below 1 (the fixtures' own bound).
-                assert!(gap < 1.0, "{name}: token {i} is {got}, and {want} on the CPU by {gap}");
+                assert!(gap < NEAR_TIE, "{name}: token {i} is {got}, and {want} on the CPU by {gap}");
                 println!("{name}: a near tie ({gap}) ends the comparison after {i} tokens");
                 break;
             }
@@ -239,7 +251,7 @@ fn the_ledger_is_what_is_allocated() {
     if !has_device() {
         return;
     }
-    for name in ["llama", "qwen3", "gemma3"] {
+    for name in ["llama", "qwen2moe", "qwen3", "gemma3"] {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         let options = GpuOptions { n_ctx: 300, max_batch: 33, ..GpuOptions::default() };
         let runner = Runner::new(&gguf, &options);

@@ -21,6 +21,14 @@ pub(super) struct CachePart {
     pub(super) values: wgpu::Buffer,
 }
 
+/// What finds the most likely tokens.
+pub(super) struct BestBuffers {
+    pub(super) maxima: wgpu::Buffer,
+    pub(super) state: wgpu::Buffer,
+    pub(super) collected: wgpu::Buffer,
+    pub(super) best: wgpu::Buffer,
+}
+
 /// All buffers of a model.
 pub(super) struct Buffers {
     /// By matrix and part, as in [`Layout::matrices`].
@@ -33,6 +41,12 @@ pub(super) struct Buffers {
     pub(super) acts: wgpu::Buffer,
     pub(super) angles: wgpu::Buffer,
     pub(super) partial: wgpu::Buffer,
+    /// Of each token its experts and their weights.
+    pub(super) chosen: wgpu::Buffer,
+    /// (Token, expert) pairs sorted by expert, and their tiles.
+    pub(super) order: wgpu::Buffer,
+    pub(super) tiles: wgpu::Buffer,
+    pub(super) best: BestBuffers,
     /// Mapped memory that results are read from.
     pub(super) readback: wgpu::Buffer,
 }
@@ -69,8 +83,8 @@ impl Buffers {
     pub(super) fn new(gpu: &Gpu, layout: &Layout) -> Result<(Buffers, usize)> {
         let mut allocator = Allocator { gpu, bytes: 0 };
         let matrices = layout.matrices.iter().map(|spec| {
-            let part = |rows: &Range<usize>| (rows.len() * spec.row_bytes(), "weights");
-            spec.parts.iter().map(part).map(|(bytes, what)| allocator.buffer(what, bytes)).collect::<Result<Vec<_>>>()
+            let part = |rows| allocator.buffer("weights", spec.part_bytes(rows));
+            spec.parts.iter().map(part).collect::<Result<Vec<_>>>()
         });
         let matrices = matrices.collect::<Result<_>>()?;
         let vectors = allocator.buffer("norms and biases", layout.vector_bytes)?;
@@ -99,6 +113,15 @@ impl Buffers {
             acts: allocator.buffer("int8 activations", layout.act_bytes)?,
             angles: allocator.buffer("angles", layout.angle_bytes)?,
             partial: allocator.buffer("shares of attention", layout.partial_bytes)?,
+            chosen: allocator.buffer("routing", layout.routing.chosen)?,
+            order: allocator.buffer("routing", layout.routing.order)?,
+            tiles: allocator.buffer("routing", layout.routing.tiles)?,
+            best: BestBuffers {
+                maxima: allocator.buffer("sampling", layout.best.maxima)?,
+                state: allocator.buffer("sampling", layout.best.state)?,
+                collected: allocator.buffer("sampling", layout.best.collected)?,
+                best: allocator.buffer("sampling", layout.best.best)?,
+            },
             readback: allocator.buffer_for("reading back", layout.readback_bytes, readback)?,
         };
         Ok((buffers, allocator.bytes))
@@ -115,11 +138,22 @@ impl Buffers {
     ) -> Result<()> {
         let mut staging = Staging::new(gpu);
         for (spec, parts) in layout.matrices.iter().zip(&self.matrices) {
+            let table = spec.format.table.bytes();
+            if !table.is_empty() {
+                for part in parts {
+                    staging.upload(part, 0, table.len(), |out| out.copy_from_slice(&table))?;
+                }
+            }
             let mut first = 0;
             for linear in &spec.linears {
                 let tensor = tensor(gguf, program, linear.weight)?;
-                upload_matrix(gguf, tensor, spec, parts, first, &mut staging)?;
-                first += tensor.n_rows();
+                let n_rows = program.weight(linear.weight).n_out;
+                gguf.prefetch(tensor);
+                for expert in 0..spec.n_expert.unwrap_or(1) {
+                    let from = expert * n_rows..(expert + 1) * n_rows;
+                    upload_rows(gguf, tensor, from, spec, parts, expert * spec.n_out + first, &mut staging)?;
+                }
+                first += n_rows;
                 progress(tensor.n_bytes() as u64);
             }
         }
@@ -133,30 +167,32 @@ impl Buffers {
     }
 }
 
-/// Packs a tensor piece by piece into the parts of a stack, whose rows it begins at `first`.
-fn upload_matrix(
+/// Packs rows of a tensor piece by piece into the parts of a stack, from row `to` on.
+fn upload_rows(
     gguf: &Gguf,
     tensor: &TensorInfo,
+    rows: Range<usize>,
     spec: &MatrixSpec,
     parts: &[wgpu::Buffer],
-    first: usize,
+    to: usize,
     staging: &mut Staging<'_>,
 ) -> Result<()> {
-    gguf.prefetch(tensor);
     let file = gguf.data(tensor);
     let (file_bytes, row_bytes) = (file.len() / tensor.n_rows(), spec.row_bytes());
-    let most = STAGING / row_bytes;
+    let most = STAGING / row_bytes.max(1);
     if most == 0 {
         let what = format!("`{}`: a row of {row_bytes} bytes (at most {STAGING})", tensor.name);
         return Err(GpuError::Unsupported { what }.into());
     }
-    for (rows, buffer) in spec.parts.iter().zip(parts) {
-        let mut row = rows.start.max(first);
-        let end = rows.end.min(first + tensor.n_rows());
+    for (part, buffer) in spec.parts.iter().zip(parts) {
+        let mut row = part.start.max(to);
+        let end = part.end.min(to + rows.len());
         while row < end {
             let n = most.min(end - row);
-            let from = (row - first) * file_bytes..(row - first + n) * file_bytes;
-            staging.upload(buffer, (row - rows.start) * row_bytes, n * row_bytes, |out| {
+            let first = rows.start + row - to;
+            let from = first * file_bytes..(first + n) * file_bytes;
+            let at = spec.format.table.n_bytes() + (row - part.start) * row_bytes;
+            staging.upload(buffer, at, n * row_bytes, |out| {
                 pack_rows(spec.format, spec.n_in, &file[from.clone()], out);
             })?;
             gguf.forget(tensor, from);

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tandem_loader::quant::Decode;
 use tandem_models::{BlockKind, Step};
+use tandem_shaders::BestStep;
 
 use super::GpuBackend;
 use super::error::GpuError;
@@ -15,21 +16,7 @@ use super::op::Pass;
 use crate::backend::{Batch, Hidden};
 use crate::cpu::ops::rope_angles;
 use crate::error::Result;
-
-/// Where the time of the last pass went.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PassTimes {
-    /// Embedding and angles computed on the host, and handed to the queue.
-    pub inputs: Duration,
-    /// Commands recorded.
-    pub record: Duration,
-    /// Commands submitted.
-    pub submit: Duration,
-    /// The device at work, and the wait for it.
-    pub wait: Duration,
-    /// Results copied out.
-    pub read: Duration,
-}
+use crate::sampler::Candidate;
 
 /// The embedding table: rows are looked up and decoded by the host, so it takes no memory of the device.
 pub(super) struct Embedding {
@@ -42,8 +29,12 @@ pub(super) struct Embedding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Output {
     Nothing,
-    X,
-    Logits,
+    /// This many rows of X.
+    X(usize),
+    /// This many rows of logits.
+    Logits(usize),
+    /// The most likely tokens of one row of logits, this many.
+    Best(usize),
 }
 
 impl GpuBackend {
@@ -53,14 +44,22 @@ impl GpuBackend {
         // What the kernels do not check.
         assert!(batch.start.checked_add(n).is_some_and(|end| end <= self.options.n_ctx), "a batch outside the context");
         assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
-        self.times = PassTimes::default();
         hidden.x.resize(n * self.program.registers.n_embd, 0.0);
-        hidden.logits.resize(batch.output_rows().len() * self.program.hparams.n_vocab, 0.0);
+        hidden.best.clear();
+        hidden.logits.clear();
+        if self.best_wanted(batch, hidden).is_none() {
+            hidden.logits.resize(batch.output_rows().len() * self.program.hparams.n_vocab, 0.0);
+        }
         for first in (0..n).step_by(self.options.max_batch) {
             let rows = first..n.min(first + self.options.max_batch);
             self.run_rows(blocks.clone(), batch, rows, hidden)?;
         }
         Ok(())
+    }
+
+    /// How many of the most likely tokens are wanted in place of logits.
+    fn best_wanted(&self, batch: &Batch<'_>, hidden: &Hidden) -> Option<usize> {
+        hidden.enough.filter(|k| *k <= BestStep::MAX_K && self.best.is_some() && batch.output_rows().len() == 1)
     }
 
     /// Runs blocks over some rows of a batch.
@@ -82,10 +81,20 @@ impl GpuBackend {
             Pass { start: batch.start + rows.start, rows: 0..rows.len(), shares: self.tuning.shares, angles };
         if !is_head || wanted.is_empty() {
             // Without output rows there is nothing for the head to do.
-            let output = if is_head { Output::Nothing } else { Output::X };
+            let output = if is_head { Output::Nothing } else { Output::X(rows.len()) };
             let n_embd = program.registers.n_embd;
-            let x = &mut hidden.x[rows.start * n_embd..rows.end * n_embd];
-            return self.submit(&[(body, body_pass)], output, rows.len(), x);
+            self.submit(&[(body, body_pass)], output)?;
+            return self.read_rows(output, &mut hidden.x[rows.start * n_embd..rows.end * n_embd]);
+        }
+        if let Some(k) = self.best_wanted(batch, hidden) {
+            let head = (blocks.end - 1..blocks.end, Pass { rows: wanted, ..body_pass.clone() });
+            self.submit(&[(body, body_pass), head], Output::Best(k))?;
+            if !self.read_best(k, &mut hidden.best)? {
+                hidden.logits.resize(program.hparams.n_vocab, 0.0);
+                self.submit(&[], Output::Logits(1))?;
+                self.read_rows(Output::Logits(1), &mut hidden.logits)?;
+            }
+            return Ok(());
         }
         let n_vocab = program.hparams.n_vocab;
         // Where these rows' logits begin among the batch's.
@@ -96,12 +105,14 @@ impl GpuBackend {
             let head = (blocks.end - 1..blocks.end, head_pass);
             let at = (done + first - wanted.start) * n_vocab;
             let logits = &mut hidden.logits[at..at + part.len() * n_vocab];
+            let output = Output::Logits(part.len());
             // The first part of the logits comes with the body.
             if first == wanted.start {
-                self.submit(&[(body.clone(), body_pass.clone()), head], Output::Logits, part.len(), logits)?;
+                self.submit(&[(body.clone(), body_pass.clone()), head], output)?;
             } else {
-                self.submit(&[head], Output::Logits, part.len(), logits)?;
+                self.submit(&[head], output)?;
             }
+            self.read_rows(output, logits)?;
         }
         Ok(())
     }
@@ -150,42 +161,45 @@ impl GpuBackend {
             }
             self.gpu.queue.write_buffer(&self.buffers.angles, 0, bytemuck::cast_slice(&self.staged));
         }
-        self.times.inputs += start.elapsed();
+        self.host_time += start.elapsed();
         Ok(firsts)
     }
 
-    /// Records the blocks of each pass, submits them as one, and reads `n` rows of output.
-    fn submit(&mut self, passes: &[(Range<usize>, Pass)], output: Output, n: usize, out: &mut [f32]) -> Result<()> {
+    /// What an output is copied from, and its bytes.
+    fn source(&self, output: Output) -> Option<(&wgpu::Buffer, u64)> {
+        let rows = |buf: Buf, n: usize| (&self.buffers.bufs[&buf], (4 * n * stride(&self.program, buf)) as u64);
+        match output {
+            Output::Nothing => None,
+            Output::X(n) => Some(rows(Buf::X, n)),
+            Output::Logits(n) => Some(rows(Buf::Logits, n)),
+            Output::Best(k) => Some((&self.buffers.best.best, 8 * (k as u64 + 1))),
+        }
+    }
+
+    /// Records the blocks of each pass and submits them as one, waits for them, and maps the output.
+    fn submit(&mut self, passes: &[(Range<usize>, Pass)], output: Output) -> Result<()> {
         let start = Instant::now();
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        {
+        if !passes.is_empty() {
             let mut recorder = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for (blocks, pass) in passes {
                 for op in blocks.clone().filter_map(|b| self.ops[b].as_ref()).flatten() {
                     op.record(&mut recorder, pass);
                 }
             }
+            if let (Output::Best(k), Some(best)) = (output, &self.best) {
+                best.record(&mut recorder, k);
+            }
         }
-        let buf = match output {
-            Output::Nothing => None,
-            Output::X => Some(Buf::X),
-            Output::Logits => Some(Buf::Logits),
-        };
-        let stride = buf.map_or(0, |buf| stride(&self.program, buf));
-        let bytes = (4 * n * stride) as u64;
-        if let Some(buf) = buf {
-            encoder.copy_buffer_to_buffer(&self.buffers.bufs[&buf], 0, &self.buffers.readback, 0, bytes);
+        if let Some((buffer, bytes)) = self.source(output) {
+            encoder.copy_buffer_to_buffer(buffer, 0, &self.buffers.readback, 0, bytes);
         }
-        let commands = encoder.finish();
-        self.times.record += start.elapsed();
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        self.host_time += start.elapsed();
 
-        let start = Instant::now();
-        let submission = self.gpu.queue.submit([commands]);
-        self.times.submit += start.elapsed();
-
-        let start = Instant::now();
-        let mapped = Arc::new(AtomicBool::new(buf.is_none()));
-        if buf.is_some() {
+        let mapped = Arc::new(AtomicBool::new(false));
+        let source = self.source(output);
+        if let Some((_, bytes)) = source {
             let done = mapped.clone();
             let result = move |result: std::result::Result<(), wgpu::BufferAsyncError>| {
                 done.store(result.is_ok(), Ordering::Release);
@@ -193,25 +207,55 @@ impl GpuBackend {
             self.buffers.readback.map_async(wgpu::MapMode::Read, ..bytes, result);
         }
         self.gpu.wait(submission)?;
-        if !mapped.load(Ordering::Acquire) {
-            self.gpu.check()?;
+        if source.is_some() && !mapped.load(Ordering::Acquire) {
             return Err(GpuError::Failed { message: "the results could not be mapped".into() }.into());
         }
-        self.times.wait += start.elapsed();
+        Ok(())
+    }
 
+    /// Lets `take` read the mapped output, and unmaps it.
+    fn read<T>(&mut self, output: Output, take: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
+        let Some((_, bytes)) = self.source(output) else { return Ok(None) };
         let start = Instant::now();
-        if buf.is_some() {
-            let view = self.buffers.readback.get_mapped_range(..bytes);
-            let view = view.map_err(|e| GpuError::Failed { message: format!("reading the results: {e}") })?;
-            let width = out.len() / n.max(1);
-            let rows = bytemuck::cast_slice::<u8, f32>(&view);
-            for (out, row) in out.chunks_exact_mut(width.max(1)).zip(rows.chunks_exact(stride)) {
+        let view = self.buffers.readback.get_mapped_range(..bytes);
+        let view = view.map_err(|e| GpuError::Failed { message: format!("reading the results: {e}") })?;
+        let taken = take(&view);
+        drop(view);
+        self.buffers.readback.unmap();
+        self.host_time += start.elapsed();
+        Ok(Some(taken))
+    }
+
+    /// Reads rows into `out`, where they follow each other without gaps.
+    fn read_rows(&mut self, output: Output, out: &mut [f32]) -> Result<()> {
+        let (buf, n) = match output {
+            Output::X(n) => (Buf::X, n),
+            Output::Logits(n) => (Buf::Logits, n),
+            Output::Nothing | Output::Best(_) => return Ok(()),
+        };
+        let (stride, width) = (stride(&self.program, buf), out.len() / n.max(1));
+        self.read(output, |bytes| {
+            let rows = bytemuck::cast_slice::<u8, f32>(bytes).chunks_exact(stride.max(1));
+            for (out, row) in out.chunks_exact_mut(width.max(1)).zip(rows) {
                 out.copy_from_slice(&row[..width]);
             }
-            drop(view);
-            self.buffers.readback.unmap();
-        }
-        self.times.read += start.elapsed();
+        })?;
         Ok(())
+    }
+
+    /// Reads the most likely tokens. Returns false where the device could not tell: more logits are as large as the
+    /// smallest of them than it has room for, or none is a number.
+    fn read_best(&mut self, k: usize, best: &mut Vec<Candidate>) -> Result<bool> {
+        let found = self.read(Output::Best(k), |bytes| {
+            let words = bytemuck::cast_slice::<u8, [u32; 2]>(bytes);
+            let n = words[0][0] as usize;
+            let candidates = words[1..].iter().take(n);
+            best.extend(candidates.map(|[bits, id]| Candidate { id: *id, logit: f32::from_bits(*bits) }));
+            (1..=BestStep::MAX_COLLECTED).contains(&n)
+        })?;
+        if found != Some(true) {
+            best.clear();
+        }
+        Ok(found == Some(true))
     }
 }

@@ -1,10 +1,12 @@
 //! Pipelines: each variant of a kernel compiled once, for the device at hand.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use tandem_shaders::{Binding, Kernel};
 
 use super::device::{Gpu, IMMEDIATE_BYTES};
+use super::disk_cache::DiskCache;
 use super::error::GpuError;
 
 /// A compiled kernel.
@@ -48,11 +50,21 @@ pub(super) struct Pipelines<'a> {
     compiled: HashMap<Kernel, Pipeline>,
     /// Kernels that bind the same share a layout, and so their bind groups.
     layouts: HashMap<Vec<(u32, bool)>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    disk: Option<DiskCache>,
 }
 
 impl<'a> Pipelines<'a> {
-    pub(super) fn new(gpu: &'a Gpu) -> Pipelines<'a> {
-        Pipelines { gpu, compiled: HashMap::new(), layouts: HashMap::new() }
+    /// None yet; `disk` is the file that they are kept in between loads.
+    pub(super) fn new(gpu: &'a Gpu, disk: Option<&Path>) -> Pipelines<'a> {
+        let disk = disk.and_then(|path| DiskCache::open(gpu, path));
+        Pipelines { gpu, compiled: HashMap::new(), layouts: HashMap::new(), disk }
+    }
+
+    /// Keeps the compiled kernels for the next load.
+    pub(super) fn save(&self) {
+        if let Some(disk) = &self.disk {
+            disk.save();
+        }
     }
 
     /// The pipeline of a kernel.
@@ -85,7 +97,7 @@ impl<'a> Pipelines<'a> {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.disk.as_ref().map(|disk| &disk.cache),
         });
         self.gpu.check()?;
         let pipeline = Pipeline { pipeline, layout };

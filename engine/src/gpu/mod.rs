@@ -3,9 +3,11 @@
 mod buffers;
 mod compile;
 mod device;
+mod disk_cache;
 mod error;
 mod exec;
 mod kernels;
+mod known;
 mod layout;
 mod op;
 mod pack;
@@ -16,6 +18,7 @@ mod upload;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tandem_loader::{Gguf, quant};
 use tandem_models::{Program, Step};
@@ -29,11 +32,11 @@ use buffers::Buffers;
 use compile::Compiler;
 use exec::Embedding;
 use layout::Layout;
-use op::Op;
+use op::{Best, Op};
 
 pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters};
 pub use error::GpuError;
-pub use exec::PassTimes;
+pub(crate) use known::only_software;
 
 /// Most tokens evaluated together on the GPU, unless the options say otherwise. Larger batches are cut up.
 pub const DEFAULT_MAX_BATCH: usize = 512;
@@ -135,12 +138,14 @@ pub struct GpuBackend {
     tuning: Tuning,
     /// By block; only those placed here.
     ops: Vec<Option<Vec<Op>>>,
+    best: Option<Best>,
     embedding: Option<Embedding>,
     /// Rows of logits computed at a time.
     logit_rows: usize,
     /// Inputs on their way to the queue.
     staged: Vec<f32>,
-    times: PassTimes,
+    /// Time spent on inputs, recording, submitting and reading, but for the wait.
+    host_time: Duration,
     buffers: Buffers,
     gpu: Gpu,
 }
@@ -158,7 +163,7 @@ impl GpuBackend {
         options: &GpuOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<GpuBackend> {
-        let options = GpuOptions { max_batch: options.max_batch.max(1), ..options.clone() };
+        let options = GpuOptions { max_batch: layout::max_batch(program, options), ..options.clone() };
         let gpu = Gpu::open(&options.device)?;
         let tuning = Tuning::new(&gpu.info, &options);
         let binding = layout::binding_limit(&options, Some(gpu.info.max_binding));
@@ -170,6 +175,8 @@ impl GpuBackend {
         for block in blocks.iter().cloned().flatten() {
             ops[block] = Some(compiler.block(block)?);
         }
+        let best = compiler.best()?;
+        compiler.pipelines.save();
         gpu.check()?;
         let memory = layout.memory();
         debug_assert_eq!(allocated, memory.weights + memory.kv_cache + memory.scratch);
@@ -180,10 +187,11 @@ impl GpuBackend {
             memory,
             tuning,
             ops,
+            best,
             embedding: embedding(gguf, program, blocks, progress)?,
             logit_rows: layout.logit_rows,
             staged: Vec::new(),
-            times: PassTimes::default(),
+            host_time: Duration::ZERO,
             buffers,
             gpu,
             options,
@@ -193,11 +201,6 @@ impl GpuBackend {
     /// The device.
     pub fn adapter(&self) -> &AdapterInfo {
         &self.gpu.info
-    }
-
-    /// Where the time of the last pass went.
-    pub fn pass_times(&self) -> PassTimes {
-        self.times
     }
 }
 
@@ -230,5 +233,9 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> MemoryReport {
         self.memory
+    }
+
+    fn host_time(&self) -> Duration {
+        self.host_time
     }
 }

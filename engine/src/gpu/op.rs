@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use tandem_shaders::params::{
-    AttendParams, GluParams, HeadsParams, MergeParams, NormParams, ProductParams, QuantizeParams,
+    AttendParams, BestParams, CombineParams, GluParams, GroupParams, HeadsParams, MergeParams, NormParams,
+    ProductParams, QuantizeParams, RouteParams, SigmoidGateParams,
 };
-use tandem_shaders::{GROUP, HeadShape};
+use tandem_shaders::{BestStep, GROUP, HeadShape, Kernel};
 
 use super::kernels::Pipeline;
-use super::layout::MAX_SHARES;
+use super::layout::{MAX_SHARES, MIN_TILE};
 
 /// Most workgroups in the first dimension of a dispatch; more go into the second.
 const MAX_X: u32 = 32768;
@@ -16,6 +17,9 @@ const MAX_X: u32 = 32768;
 const MATVEC_TOKENS: usize = 8;
 /// Up to this many through narrow tiles of the matrix-matrix kernel.
 const NARROW_TOKENS: usize = 32;
+
+/// Up to this many tokens, each goes to its experts by itself.
+const ROUTED_TOKENS: usize = 4;
 
 /// What changes from pass to pass.
 #[derive(Debug, Clone)]
@@ -51,6 +55,30 @@ pub(super) struct Product {
     pub(super) from_first_row: bool,
 }
 
+/// Finding the most likely tokens of one row of logits.
+pub(super) struct Best {
+    /// By [`BestStep`].
+    pub(super) steps: Vec<Bind>,
+    pub(super) n_vocab: usize,
+}
+
+impl Best {
+    pub(super) fn record(&self, recorder: &mut wgpu::ComputePass<'_>, k: usize) {
+        let n_vocab = self.n_vocab as u32;
+        let n_slices = self.n_vocab.min(BestStep::MAX_SLICES) as u32;
+        let params = BestParams { n_vocab, k: k as u32, n_slices };
+        for (step, bind) in BestStep::ALL.into_iter().zip(&self.steps) {
+            let threads = Kernel::Best(step).threads();
+            let x = match step {
+                BestStep::Slices => n_slices.div_ceil(threads),
+                BestStep::Collect => n_vocab.div_ceil(threads),
+                BestStep::Threshold | BestStep::Sort => 1,
+            };
+            bind.dispatch(recorder, &params, [x, 1, 1]);
+        }
+    }
+}
+
 /// Attention of the KV heads whose cache is bound together.
 pub(super) struct AttendPart {
     pub(super) direct: wgpu::BindGroup,
@@ -70,11 +98,59 @@ pub(super) struct Attend {
     pub(super) params: AttendParams,
 }
 
-/// One operation.
+/// How many experts there are, and how many of them a token uses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Experts {
+    pub(super) n_expert: usize,
+    pub(super) n_used: usize,
+}
+
+/// How products of tokens with experts are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ExpertTiles {
+    /// Pair by pair.
+    None,
+    /// In tiles of [`MIN_TILE`] pairs.
+    Narrow,
+    /// In tiles of 64 pairs.
+    Wide,
+}
+
+impl Experts {
+    fn tiles(self, n_tokens: usize) -> ExpertTiles {
+        match n_tokens * self.n_used / self.n_expert {
+            _ if n_tokens <= ROUTED_TOKENS => ExpertTiles::None,
+            0..=MIN_TILE => ExpertTiles::Narrow,
+            _ => ExpertTiles::Wide,
+        }
+    }
+}
+
+/// Choosing of experts, and sorting the choices.
+pub(super) struct Route {
+    pub(super) experts: Experts,
+    pub(super) route: Bind,
+    pub(super) params: RouteParams,
+    pub(super) group: Bind,
+}
+
+/// A product with the experts that tokens have chosen.
+pub(super) struct ExpertProduct {
+    pub(super) experts: Experts,
+    pub(super) parts: Vec<ProductPart>,
+    /// By [`ExpertTiles`].
+    pub(super) pipelines: [Pipeline; 3],
+}
+
+/// One operation. `per_token` is how many rows a token has.
 pub(super) enum Op {
     Norm { bind: Bind, params: NormParams },
-    Quantize { bind: Bind, params: QuantizeParams },
-    Glu { bind: Bind, params: GluParams },
+    Quantize { bind: Bind, params: QuantizeParams, per_token: u32 },
+    Glu { bind: Bind, params: GluParams, per_token: u32 },
+    Route(Box<Route>),
+    Experts(Box<ExpertProduct>),
+    Combine { bind: Bind, params: CombineParams },
+    SigmoidGate { bind: Bind, params: SigmoidGateParams },
     Heads { bind: Bind, params: HeadsParams, rope: Option<usize> },
     Attend(Box<Attend>),
     Product(Box<Product>),
@@ -88,14 +164,20 @@ impl Op {
             Op::Norm { bind, params } => {
                 bind.dispatch(recorder, &NormParams { first, ..*params }, [n, 1, 1]);
             }
-            Op::Quantize { bind, params } => {
+            Op::Quantize { bind, params, per_token } => {
                 let quads = (GROUP as u32 / 4) * params.groups;
-                bind.dispatch(recorder, &QuantizeParams { first, ..*params }, [quads.div_ceil(64), n, 1]);
+                let params = QuantizeParams { first: first * per_token, ..*params };
+                bind.dispatch(recorder, &params, [quads.div_ceil(64), n * per_token, 1]);
             }
-            Op::Glu { bind, params } => {
+            Op::Glu { bind, params, per_token } => {
                 let quads = (GROUP as u32 / 4) * params.n_ff.div_ceil(GROUP as u32);
-                bind.dispatch(recorder, &GluParams { first, ..*params }, [quads.div_ceil(64), n, 1]);
+                let params = GluParams { first: first * per_token, ..*params };
+                bind.dispatch(recorder, &params, [quads.div_ceil(64), n * per_token, 1]);
             }
+            Op::Route(route) => route.record(recorder, n),
+            Op::Experts(product) => product.record(recorder, n),
+            Op::Combine { bind, params } => bind.dispatch(recorder, params, [params.width.div_ceil(64), n, 1]),
+            Op::SigmoidGate { bind, params } => bind.dispatch(recorder, params, [n, 1, 1]),
             Op::Heads { bind, params, rope } => {
                 let angle = rope.map_or(0, |r| pass.angles[r]);
                 let heads = params.q_heads + 2 * params.kv_heads;
@@ -150,6 +232,40 @@ impl Product {
                 _ => [params.n_rows.div_ceil(64), params.n_tokens.div_ceil(64), 1],
             };
             dispatch(recorder, &self.pipelines[choice], &part.group, &params, size);
+        }
+    }
+}
+
+impl Route {
+    fn record(&self, recorder: &mut wgpu::ComputePass<'_>, n: u32) {
+        self.route.dispatch(recorder, &self.params, [n, 1, 1]);
+        let tokens = match self.experts.tiles(n as usize) {
+            ExpertTiles::None => return,
+            ExpertTiles::Narrow => MIN_TILE as u32,
+            ExpertTiles::Wide => 64,
+        };
+        self.group.dispatch(recorder, &GroupParams { n_pairs: n * self.experts.n_used as u32, tokens }, [1, 1, 1]);
+    }
+}
+
+impl ExpertProduct {
+    fn record(&self, recorder: &mut wgpu::ComputePass<'_>, n: u32) {
+        let pairs = n * self.experts.n_used as u32;
+        let tiles = self.experts.tiles(n as usize);
+        for part in &self.parts {
+            let params = ProductParams { n_tokens: pairs, ..part.params };
+            // Workgroups beyond the last tile end at once; how many there are is known on the device.
+            let tiles_of = |tokens: u32| pairs.min(pairs / tokens + self.experts.n_expert as u32);
+            let size = match tiles {
+                ExpertTiles::None => {
+                    let fours = params.n_rows.div_ceil(4);
+                    let x = fours.min(MAX_X);
+                    [x, fours.div_ceil(x), pairs]
+                }
+                ExpertTiles::Narrow => [params.n_rows.div_ceil(64), tiles_of(MIN_TILE as u32), 1],
+                ExpertTiles::Wide => [params.n_rows.div_ceil(64), tiles_of(64), 1],
+            };
+            dispatch(recorder, &self.pipelines[tiles as usize], &part.group, &params, size);
         }
     }
 }

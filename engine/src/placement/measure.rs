@@ -132,7 +132,7 @@ impl Timer {
 
     /// Runs blocks once over `n` tokens at position `start`.
     fn run(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
-        let mut hidden = Hidden { x: vec![1.0; n * self.n_embd], logits: Vec::new() };
+        let mut hidden = Hidden { x: vec![1.0; n * self.n_embd], ..Hidden::default() };
         let batch = Batch { tokens: &self.tokens[..n], start, outputs: (n, n) };
         let clock = Instant::now();
         self.backend.run(blocks, &batch, &mut hidden)?;

@@ -43,6 +43,15 @@ impl Candidates {
         self.logits.extend(logits.iter().map(|&l| if l.is_nan() { f32::NEG_INFINITY } else { l }));
     }
 
+    /// Starts over with the most likely of the next tokens only; see [`super::SamplerChain::enough`]. What is NaN or
+    /// negative infinity is left out.
+    pub fn load_best(&mut self, best: &[Candidate]) {
+        self.listed = true;
+        self.logits.clear();
+        self.list.clear();
+        self.list.extend(best.iter().filter(|c| c.logit > f32::NEG_INFINITY));
+    }
+
     /// Changes the logit of one token, if it is (still) a candidate.
     pub fn edit(&mut self, id: u32, change: impl FnOnce(f32) -> f32) {
         if self.listed {

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::{Candidates, SAMPLERS, Sampler, SamplerError, SamplerParams, Setup};
+use super::{Candidate, Candidates, SAMPLERS, Sampler, SamplerError, SamplerParams, Setup};
 
 /// Chooses the next token from the logits of a model. The same parameters, seed and logits give the same tokens, on
 /// every machine (but for a draw that falls within the rounding of the platform's `exp`, about one in 10^15).
@@ -39,9 +39,31 @@ impl SamplerChain {
             return Err(SamplerError::LogitCount { got: logits.len(), expected: n_vocab });
         }
         self.candidates.load(logits);
+        self.choose()
+    }
+
+    /// How many of the most likely tokens are enough for the next choice: with them, [`sample_best`] chooses the token that
+    /// [`sample`] would from all logits. `None` where only all logits are enough.
+    ///
+    /// [`sample`]: SamplerChain::sample
+    /// [`sample_best`]: SamplerChain::sample_best
+    pub fn enough(&self) -> Option<usize> {
+        let enough = self.samplers.iter().rev().fold(None, |after, (_, sampler)| sampler.enough(after));
+        enough.map(|n| n.min(self.setup.n_vocab))
+    }
+
+    /// As [`sample`](SamplerChain::sample), from the most likely tokens: as many as [`enough`](SamplerChain::enough) says,
+    /// most likely first, of equal ones the lowest id first.
+    pub fn sample_best(&mut self, best: &[Candidate]) -> Result<u32, SamplerError> {
+        self.candidates.load_best(best);
+        self.choose()
+    }
+
+    fn choose(&mut self) -> Result<u32, SamplerError> {
         for (_, sampler) in &mut self.samplers {
             sampler.apply(&mut self.candidates);
         }
+        let n_vocab = self.setup.n_vocab;
         self.candidates.list().first().map(|c| c.id).ok_or(SamplerError::NoCandidate { n_vocab })
     }
 

@@ -20,6 +20,10 @@ impl Sampler for Greedy {
     fn apply(&mut self, candidates: &mut Candidates) {
         candidates.keep_best(1);
     }
+
+    fn enough(&self, _: Option<usize>) -> Option<usize> {
+        Some(1)
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,12 @@ impl Sampler for LogitBias {
             candidates.edit(id, |logit| logit + bias);
         }
     }
+
+    /// A token whose logit falls leaves its place to another; one whose logit rises may come from anywhere.
+    fn enough(&self, after: Option<usize>) -> Option<usize> {
+        let all_fall = self.biases.iter().all(|(_, bias)| *bias <= 0.0);
+        after.filter(|_| all_fall).map(|n| n.saturating_add(self.biases.len()))
+    }
 }
 
 #[cfg(test)]

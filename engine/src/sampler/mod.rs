@@ -38,6 +38,12 @@ pub trait Sampler: Send {
     /// Edits or narrows the candidates for the next token.
     fn apply(&mut self, candidates: &mut Candidates);
 
+    /// How many of the most likely tokens this sampler must be given, where those after it need `after`, so that the
+    /// result is the same as with all of them. `None`: all.
+    fn enough(&self, _after: Option<usize>) -> Option<usize> {
+        None
+    }
+
     /// Takes note of a token that is now part of the text (prompt or answer).
     fn accept(&mut self, _token: u32) {}
 

@@ -62,6 +62,12 @@ impl Sampler for Penalties {
         }
     }
 
+    /// As for the logit bias: penalties that only lower logits need as many more as there are tokens to penalize.
+    fn enough(&self, after: Option<usize>) -> Option<usize> {
+        let all_fall = self.repeat >= 1.0 && self.presence >= 0.0 && self.frequency >= 0.0;
+        after.filter(|_| all_fall).map(|n| n.saturating_add(self.counts.len()))
+    }
+
     fn accept(&mut self, token: u32) {
         if self.recent.len() == self.last_n
             && let Some(oldest) = self.recent.pop_front()

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::testing::{kept, params};
-use super::{Candidates, SamplerChain, SamplerError, SamplerParams, min_p, top_k, top_p};
+use super::{Candidate, Candidates, SamplerChain, SamplerError, SamplerParams, min_p, top_k, top_p};
 
 /// Logits with many ties, infinities and NaN.
 fn logits() -> impl Strategy<Value = Vec<f32>> {
@@ -131,4 +131,34 @@ fn the_default_chain_has_the_documented_order() {
     let names: Vec<_> = chain.names().collect();
     assert_eq!(names, ["logit-bias", "penalties", "top-k", "top-p", "min-p", "temperature", "dist"]);
     assert!(!chain.is_greedy());
+}
+
+proptest! {
+    #[test]
+    fn enough_of_the_most_likely_are_enough(
+        logits in logits(),
+        seed: u64,
+        temp in prop_oneof![Just(0.0f32), 0.1f32..2.0],
+        top_k in 0usize..60,
+        repeat_penalty in prop_oneof![Just(1.0f32), 0.5f32..1.5],
+        presence_penalty in prop_oneof![Just(0.0f32), -1.0f32..3.0],
+        biases in proptest::collection::vec((0usize..700, prop_oneof![Just(f32::NEG_INFINITY), -5.0f32..1.0]), 0..4),
+        text in proptest::collection::vec(0usize..700, 0..90),
+    ) {
+        let n = logits.len();
+        let logit_bias = biases.into_iter().map(|(id, bias)| ((id % n) as u32, bias)).collect();
+        let seed = Some(seed);
+        let params = SamplerParams { temp, top_k, repeat_penalty, presence_penalty, seed, logit_bias, ..Default::default() };
+        let mut all = SamplerChain::new(&params, n).unwrap();
+        let mut best = SamplerChain::new(&params, n).unwrap();
+        let ranked = ranked(&logits);
+        for token in text {
+            all.accept((token % n) as u32);
+            best.accept((token % n) as u32);
+            if let Some(enough) = best.enough() {
+                let few: Vec<Candidate> = ranked.iter().take(enough).map(|&(id, logit)| Candidate { id, logit }).collect();
+                prop_assert_eq!(all.sample(&logits), best.sample_best(&few));
+            }
+        }
+    }
 }

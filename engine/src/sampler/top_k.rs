@@ -18,6 +18,10 @@ impl Sampler for TopK {
     fn apply(&mut self, candidates: &mut Candidates) {
         candidates.keep_best(self.k);
     }
+
+    fn enough(&self, _: Option<usize>) -> Option<usize> {
+        Some(self.k)
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,11 @@ fn half_at(word: u32, i: u32) -> f32 {
     return select(both.x, both.y, (i & 1u) == 1u);
 }
 
+// The `i`-th byte after `word`.
+fn byte_at(word: u32, i: u32) -> u32 {
+    return (words[word + (i >> 2u)] >> (8u * (i & 3u))) & 255u;
+}
+
 // The 4-bit plane of group `g` in a plane that begins at `word`.
 fn nibbles(word: u32, g: u32) -> vec4<u32> {
     return quads[(word >> 2u) + g];

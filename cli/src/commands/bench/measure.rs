@@ -1,6 +1,6 @@
 //! One test, repeated.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_engine::{Outputs, Result, Session};
 
@@ -43,11 +43,19 @@ impl Test {
     }
 }
 
-/// Tokens per second of each repetition.
+/// What the repetitions of a test took.
+pub(super) struct Measured {
+    /// Tokens per second of each.
+    pub(super) samples: Vec<f64>,
+    /// Seconds per token that the CPU spent on handing work to a GPU and taking results from it, in all of them.
+    pub(super) host: f64,
+}
+
+/// Measures a test.
 ///
 /// # Errors
 /// A context that is too short; an interruption.
-pub(super) fn run(session: &mut Session, test: &Test, repetitions: usize) -> Result<Vec<f64>> {
+pub(super) fn run(session: &mut Session, test: &Test, repetitions: usize) -> Result<Measured> {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let n_vocab = session.model().program().hparams.n_vocab;
     let mut tokens = |n: usize| -> Vec<u32> { (0..n).map(|_| random.below(n_vocab)).collect() };
@@ -59,20 +67,23 @@ pub(super) fn run(session: &mut Session, test: &Test, repetitions: usize) -> Res
         Test::Generation { .. } => evaluate_one_by_one(session, &tokens(1))?,
     }
     let mut samples = Vec::with_capacity(repetitions);
+    let mut host = Duration::ZERO;
     for _ in 0..repetitions {
         session.truncate(0);
         if test.depth() > 0 {
             session.eval(&tokens(test.depth()), Outputs::None)?;
         }
         let tokens = tokens(test.n());
+        let host_before = session.model().host_time();
         let start = Instant::now();
         match test {
             Test::Prompt { .. } => evaluate_prompt(session, &tokens)?,
             Test::Generation { .. } => evaluate_one_by_one(session, &tokens)?,
         }
         samples.push(test.n() as f64 / start.elapsed().as_secs_f64());
+        host += session.model().host_time() - host_before;
     }
-    Ok(samples)
+    Ok(Measured { host: host.as_secs_f64() / (repetitions.max(1) * test.n()) as f64, samples })
 }
 
 fn evaluate_prompt(session: &mut Session, tokens: &[u32]) -> Result<()> {

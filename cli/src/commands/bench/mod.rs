@@ -99,8 +99,8 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
             let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
             let work = Work::of(&gguf, session.model().program(), options.precision);
             for test in &tests {
-                let samples = measure::run(&mut session, test, args.repetitions)?;
-                let mut row = Row::new(&gguf, &session, test, layers, samples);
+                let measured = measure::run(&mut session, test, args.repetitions)?;
+                let mut row = Row::new(&gguf, &session, test, layers, measured);
                 let on_cpu = session.model().placement().devices_in_use() == [Device::Cpu];
                 row.set_limits(&work, test, if on_cpu { Some(limits.of(n_threads)?) } else { None });
                 table.row(row, &mut std::io::stdout().lock())?;

@@ -12,7 +12,7 @@ use tandem_models::BlockKind;
 
 use super::Format;
 use super::limits::Work;
-use super::measure::Test;
+use super::measure::{Measured, Test};
 
 /// One result. The names are those of the JSON output.
 #[derive(Debug, Serialize)]
@@ -54,12 +54,16 @@ pub(super) struct Row {
     peak_share: Option<f64>,
     /// Tokens per second that were expected, where the devices have been measured (generation only).
     predicted: Option<f64>,
+    /// Microseconds per token that the CPU spends on handing work to the GPU and reading results, without the wait
+    /// (generation only, where a GPU takes part).
+    host_us: Option<f64>,
     /// When it was measured, in local time.
     date: String,
 }
 
 impl Row {
-    pub(super) fn new(gguf: &Gguf, session: &Session, test: &Test, layers: GpuLayers, samples: Vec<f64>) -> Row {
+    pub(super) fn new(gguf: &Gguf, session: &Session, test: &Test, layers: GpuLayers, measured: Measured) -> Row {
+        let Measured { samples, host } = measured;
         let model = session.model();
         let n = samples.len() as f64;
         let mean = samples.iter().sum::<f64>() / n;
@@ -101,6 +105,7 @@ impl Row {
             peak_gop_per_s: None,
             peak_share: None,
             predicted: if test.is_prompt() { None } else { predicted(session, test) },
+            host_us: if test.is_prompt() || host == 0.0 { None } else { Some(1e6 * host) },
             date: now(),
         }
     }

@@ -4,18 +4,19 @@
 //! quantization of its result; and the norm, the rotation and the storing of heads.
 
 mod attend;
+mod experts;
 mod product;
 
 use tandem_models::{Program, Reg, Step, Vector, WeightId};
 use tandem_shaders::params::{ADD, NormParams};
-use tandem_shaders::{GROUP, Kernel};
+use tandem_shaders::{Acts, BestStep, GROUP, Kernel};
 
 use super::buffers::Buffers;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::kernels::{Bound, Pipelines};
-use super::layout::{Buf, Layout, Rows, rows_of, stride};
-use super::op::{Bind, Op};
+use super::layout::{Buf, Layout, Rows, is_head, rows_of, stride};
+use super::op::{Best, Bind, Op};
 use super::{GpuOptions, Tuning};
 use crate::error::Result;
 use attend::Heads;
@@ -37,14 +38,14 @@ struct State<'a> {
     ops: Vec<Op>,
     /// The norm, rotation and storing of heads that have been seen and are not an operation yet.
     heads: Heads,
-    /// Which register the int8 activations are of.
-    quantized: Option<Reg>,
+    /// Which register the int8 activations are of, and of which kind they are.
+    quantized: Option<(Reg, Acts)>,
 }
 
 impl State<'_> {
     /// Registers that were written: int8 activations of theirs are out of date.
     fn written(&mut self, regs: &[Reg]) {
-        if self.quantized.is_some_and(|reg| regs.contains(&reg)) {
+        if self.quantized.is_some_and(|(reg, _)| regs.contains(&reg)) {
             self.quantized = None;
         }
     }
@@ -54,15 +55,14 @@ impl State<'_> {
 fn multiplied(step: &Step) -> Option<Reg> {
     match step {
         Step::Qkv { .. } | Step::Glu { .. } | Step::Logits { .. } => Some(Reg::H),
+        Step::Route { .. } | Step::ExpertGlu { .. } => Some(Reg::H),
+        Step::ExpertDown { .. } => Some(Reg::F),
         Step::Linear { input, .. } => Some(*input),
         Step::Embed { .. }
         | Step::Norm { .. }
         | Step::HeadNorm { .. }
         | Step::Rope { .. }
         | Step::StoreKv { .. }
-        | Step::Route { .. }
-        | Step::ExpertGlu { .. }
-        | Step::ExpertDown { .. }
         | Step::SigmoidGate { .. }
         | Step::Attend { .. } => None,
     }
@@ -76,8 +76,9 @@ fn written(step: &Step) -> Vec<Reg> {
         Step::Qkv { .. } => vec![Reg::Q, Reg::K, Reg::V],
         Step::HeadNorm { .. } | Step::Rope { .. } => vec![Reg::Q, Reg::K],
         Step::Attend { .. } => vec![Reg::A],
-        Step::Glu { .. } => vec![Reg::F],
-        Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => vec![],
+        Step::Glu { .. } | Step::ExpertGlu { .. } | Step::SigmoidGate { .. } => vec![Reg::F],
+        Step::Route { .. } => vec![Reg::R],
+        Step::ExpertDown { output, .. } => vec![*output],
         Step::StoreKv { .. } | Step::Logits { .. } => vec![],
     }
 }
@@ -91,7 +92,8 @@ impl<'a> Compiler<'a> {
         options: &'a GpuOptions,
         tuning: Tuning,
     ) -> Compiler<'a> {
-        Compiler { program, layout, buffers, options, tuning, pipelines: Pipelines::new(gpu) }
+        let pipelines = Pipelines::new(gpu, options.pipeline_cache.as_deref());
+        Compiler { program, layout, buffers, options, tuning, pipelines }
     }
 
     /// The operations of a block. Embedding is none: the host looks tokens up.
@@ -105,6 +107,27 @@ impl<'a> Compiler<'a> {
         Ok(state.ops)
     }
 
+    /// Finding the most likely tokens, where the output head is here.
+    pub(super) fn best(&mut self) -> Result<Option<Best>> {
+        if self.layout.logit_rows == 0 {
+            return Ok(None);
+        }
+        let buffers = &self.buffers.best;
+        let logits = &self.buffers.bufs[&Buf::Logits];
+        let steps = BestStep::ALL.map(|step| {
+            let bound: &[&wgpu::Buffer] = match step {
+                BestStep::Slices => &[logits, &buffers.maxima],
+                BestStep::Threshold => &[&buffers.maxima, &buffers.state],
+                BestStep::Collect => &[logits, &buffers.state, &buffers.collected],
+                BestStep::Sort => &[&buffers.state, &buffers.collected, &buffers.best],
+            };
+            let bound: Vec<Bound<'_>> = (0..).zip(bound).map(|(number, buffer)| Bound::whole(number, buffer)).collect();
+            self.bind(Kernel::Best(step), &bound)
+        });
+        let steps = steps.into_iter().collect::<Result<_>>()?;
+        Ok(Some(Best { steps, n_vocab: self.program.hparams.n_vocab }))
+    }
+
     fn step(&mut self, state: &mut State<'_>, s: usize) -> Result<()> {
         let step = &state.steps[s];
         if !state.heads.take(step) {
@@ -113,9 +136,10 @@ impl<'a> Compiler<'a> {
         }
         match step {
             Step::Embed { .. } | Step::HeadNorm { .. } | Step::Rope { .. } | Step::StoreKv { .. } => {}
-            Step::Route { .. } | Step::ExpertGlu { .. } | Step::ExpertDown { .. } | Step::SigmoidGate { .. } => {
-                unreachable!("the layout refuses it")
-            }
+            Step::Route { normalize, .. } => self.route(state, s, *normalize)?,
+            Step::ExpertGlu { gate, act, .. } => self.expert_glu(state, s, *gate, *act)?,
+            Step::ExpertDown { down, output, add } => self.expert_down(state, s, *down, *output, *add)?,
+            Step::SigmoidGate { weight, n_ff } => self.sigmoid_gate(state, *weight, *n_ff)?,
             Step::Norm { norm, input, output, add } => self.norm(state, s, norm, (*input, *output), *add)?,
             Step::Qkv { .. } => self.products(state, s, Reg::H, self.rows(Reg::Q), 0, 0.0)?,
             Step::Attend { layer, scale, window } => {
@@ -127,7 +151,8 @@ impl<'a> Compiler<'a> {
             }
             Step::Glu { act, .. } => self.glu(state, s, *act)?,
             Step::Logits { soft_cap, .. } => {
-                let rows = Rows { buf: Buf::Logits, column: 0, stride: stride(self.program, Buf::Logits) };
+                let stride = stride(self.program, Buf::Logits);
+                let rows = Rows { buf: Buf::Logits, column: 0, stride, per_token: 1 };
                 self.products(state, s, Reg::H, rows, 0, soft_cap.unwrap_or(0.0))?;
             }
         }
@@ -153,23 +178,31 @@ impl<'a> Compiler<'a> {
         Ok(Bind { pipeline, group })
     }
 
-    /// Whether a product of step `s` wants int8 activations.
-    fn wants_int8(&self, state: &State<'_>, s: usize) -> bool {
+    /// The int8 activations that products of step `s` want, if one does; `F32` otherwise.
+    fn acts_wanted(&self, state: &State<'_>, s: usize) -> Acts {
         let products = self.layout.products.get(&(state.block, s)).into_iter().flatten();
-        products.into_iter().any(|p| self.layout.matrices[p.matrix].wants_int8(self.options.precision))
+        let mut acts = products.map(|p| self.acts_of(state, s, p.matrix));
+        acts.find(|acts| *acts != Acts::F32).unwrap_or(Acts::F32)
     }
 
-    /// Whether a product after step `s` reads `reg` as int8, before anything else is written there.
-    fn read_as_int8(&self, state: &State<'_>, s: usize, reg: Reg) -> bool {
+    /// How step `s` reads activations for its product with a matrix.
+    fn acts_of(&self, state: &State<'_>, s: usize, matrix: usize) -> Acts {
+        self.layout.matrices[matrix].acts(self.options.precision, is_head(&state.steps[s]))
+    }
+
+    /// As what the first product after step `s` that reads `reg` as int8 does so, before anything else is written there;
+    /// `F32` where none does.
+    fn acts_read(&self, state: &State<'_>, s: usize, reg: Reg) -> Acts {
         for (i, step) in state.steps.iter().enumerate().skip(s + 1) {
-            if multiplied(step) == Some(reg) && self.wants_int8(state, i) {
-                return true;
+            let acts = self.acts_wanted(state, i);
+            if multiplied(step) == Some(reg) && acts != Acts::F32 {
+                return acts;
             }
             if written(step).contains(&reg) {
-                return false;
+                break;
             }
         }
-        false
+        Acts::F32
     }
 
     fn norm(
@@ -186,15 +219,16 @@ impl<'a> Compiler<'a> {
             return Err(GpuError::Unsupported { what: format!("a norm from {input:?} to {output:?}") }.into());
         }
         let width = self.program.weight(norm.weight).n_in;
-        let quantize = !add && width.is_multiple_of(GROUP) && self.read_as_int8(state, s, output);
+        let fits = !add && width.is_multiple_of(GROUP);
+        let acts = if fits { self.acts_read(state, s, output) } else { Acts::F32 };
         let mut bound = vec![self.vector(1, norm.weight), self.buffer(2, to.buf)];
         if !in_place {
             bound.push(self.buffer(0, from.buf));
         }
-        if quantize {
+        if acts != Acts::F32 {
             bound.push(Bound::whole(3, &self.buffers.acts));
         }
-        let bind = self.bind(Kernel::Norm { in_place, quantize }, &bound)?;
+        let bind = self.bind(Kernel::Norm { in_place, acts }, &bound)?;
         let params = NormParams {
             first: 0,
             width: width as u32,
@@ -207,8 +241,8 @@ impl<'a> Compiler<'a> {
         };
         state.ops.push(Op::Norm { bind, params });
         state.written(&[output]);
-        if quantize {
-            state.quantized = Some(output);
+        if acts != Acts::F32 {
+            state.quantized = Some((output, acts));
         }
         Ok(())
     }

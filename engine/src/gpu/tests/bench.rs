@@ -12,11 +12,12 @@ use tandem_models::{
 use super::super::layout::{Buf, rows_of};
 use super::super::op::Pass;
 use super::super::{GpuBackend, GpuOptions, adapters};
+use crate::error::Result;
 use crate::model::Precision;
 use crate::reference::{Reference, RegisterFile};
 
 /// All registers.
-pub(super) const REGS: [Reg; 7] = [Reg::X, Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F];
+pub(super) const REGS: [Reg; 8] = [Reg::X, Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F, Reg::R];
 
 /// Whether there is a device; says so on stderr where there is none.
 pub(super) fn has_device() -> bool {
@@ -47,41 +48,79 @@ impl Random {
     }
 }
 
-/// Random blocks of a type: any bits, but for scales of a size that keeps products of rows of `n_in` about 1.
+/// Where a block's scales are, and the f16 bits or bytes that make of 1 a weight: see [`random_blocks`].
+enum Scales {
+    /// f16 at these offsets.
+    Halves(&'static [(usize, f32)]),
+    /// The f16 is in the upper 4 bits of these four bytes.
+    Nibbles([usize; 4]),
+    /// Exponents of E8M0, and scales of UE4M3, at the bytes before this one.
+    E8m0,
+    Ue4m3(usize),
+}
+
+fn scales(ty: GgmlType) -> Scales {
+    match ty {
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL | GgmlType::Q1_0 | GgmlType::Q2_0 => {
+            Scales::Halves(&[(0, 1.0)])
+        }
+        GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ2_S => Scales::Halves(&[(0, 1.0)]),
+        GgmlType::IQ3_XXS | GgmlType::IQ3_S | GgmlType::IQ1_S | GgmlType::IQ4_XS => Scales::Halves(&[(0, 1.0)]),
+        GgmlType::TQ1_0 => Scales::Halves(&[(52, 1.0)]),
+        GgmlType::TQ2_0 => Scales::Halves(&[(64, 1.0)]),
+        GgmlType::Q4_1 => Scales::Halves(&[(0, 1.0), (2, -7.5)]),
+        GgmlType::Q5_1 => Scales::Halves(&[(0, 1.0), (2, -15.5)]),
+        GgmlType::Q2_K => Scales::Halves(&[(80, 1.0), (82, 1.5)]),
+        GgmlType::Q3_K => Scales::Halves(&[(108, 1.0)]),
+        GgmlType::Q4_K => Scales::Halves(&[(0, 1.0), (2, 7.5)]),
+        GgmlType::Q5_K => Scales::Halves(&[(0, 1.0), (2, 15.5)]),
+        GgmlType::Q6_K => Scales::Halves(&[(208, 1.0)]),
+        GgmlType::IQ1_M => Scales::Nibbles([49, 51, 53, 55]),
+        GgmlType::MXFP4 => Scales::E8m0,
+        GgmlType::NVFP4 => Scales::Ue4m3(4),
+        other => panic!("say where the scales of {other} are"),
+    }
+}
+
+/// Random blocks of a type: any bits, but for scales that make the weights' root mean square that of a product of about 1.
 pub(super) fn random_blocks(ty: GgmlType, n_in: usize, n_blocks: usize, random: &mut Random) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..n_blocks * ty.block_bytes()).map(|_| random.bits() as u8).collect();
     let size = 1.0 / (n_in as f32).sqrt();
-    // Offsets of the f16 fields, and what 1 in them makes of a weight.
-    let fields: &[(usize, f32)] = match ty {
-        GgmlType::F32 => {
-            return (0..n_blocks).flat_map(|_| (1.7 * size * random.float()).to_le_bytes()).collect();
-        }
-        GgmlType::F16 => {
-            return (0..n_blocks).flat_map(|_| f16::from_f32(1.7 * size * random.float()).to_le_bytes()).collect();
-        }
+    match ty {
+        GgmlType::F32 => (0..n_blocks).flat_map(|_| (1.7 * size * random.float()).to_le_bytes()).collect(),
+        GgmlType::F16 => (0..n_blocks).flat_map(|_| f16::from_f32(1.7 * size * random.float()).to_le_bytes()).collect(),
         GgmlType::BF16 => {
             let bf16 = |x| half::bf16::from_f32(x).to_le_bytes();
-            return (0..n_blocks).flat_map(|_| bf16(1.7 * size * random.float())).collect();
+            (0..n_blocks).flat_map(|_| bf16(1.7 * size * random.float())).collect()
         }
-        GgmlType::Q4_0 => &[(0, 4.6)],
-        GgmlType::Q4_1 => &[(0, 4.6), (2, -0.6)],
-        GgmlType::Q5_0 => &[(0, 9.2)],
-        GgmlType::Q5_1 => &[(0, 9.2), (2, -0.6)],
-        GgmlType::Q8_0 => &[(0, 74.0)],
-        GgmlType::Q2_K => &[(80, 20.0), (82, 14.0)],
-        GgmlType::Q3_K => &[(108, 42.0)],
-        GgmlType::Q4_K => &[(0, 290.0), (2, 37.0)],
-        GgmlType::Q5_K => &[(0, 580.0), (2, 37.0)],
-        GgmlType::Q6_K => &[(208, 1370.0)],
-        other => panic!("say where the f16 fields of {other} are"),
-    };
-    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        for (at, weight) in fields {
-            let value = f16::from_f32(size / weight * (1.0 + 0.3 * random.float()));
-            block[*at..at + 2].copy_from_slice(&value.to_le_bytes());
-        }
+        _ => (0..n_blocks).flat_map(|_| random_block(ty, size, random)).collect(),
     }
-    bytes
+}
+
+fn random_block(ty: GgmlType, size: f32, random: &mut Random) -> Vec<u8> {
+    let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| random.bits() as u8).collect();
+    let set = |block: &mut [u8], scale: f32| match scales(ty) {
+        Scales::Halves(fields) => {
+            for (at, value) in fields {
+                block[*at..at + 2].copy_from_slice(&f16::from_f32(scale * value).to_le_bytes());
+            }
+        }
+        Scales::Nibbles(at) => {
+            let bits = f16::from_f32(scale).to_bits();
+            (0..4).for_each(|i| block[at[i]] = block[at[i]] & 15 | ((bits >> (4 * i) & 15) << 4) as u8);
+        }
+        Scales::E8m0 => block[0] = (127.0 + scale.log2()) as u8,
+        // An exponent of about the scale's, any mantissa.
+        Scales::Ue4m3(n) => {
+            let exponent = (7.0 + scale.log2()).clamp(0.0, 14.0) as u8;
+            block[..n].iter_mut().for_each(|b| *b = *b & 0x87 | exponent << 3);
+        }
+    };
+    set(&mut block, 1.0);
+    let mut weights = vec![0.0f32; ty.block_size()];
+    quant::decode_fn(ty).unwrap()(&block, &mut weights);
+    let mean = weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32;
+    set(&mut block, size / mean.sqrt());
+    block
 }
 
 /// What is put together before it becomes a program.
@@ -92,6 +131,8 @@ pub(super) struct Plan {
     tensors: Vec<(String, GgmlType, Vec<usize>, Vec<u8>)>,
     random: Random,
     pub(super) blocks: Vec<Vec<Step>>,
+    /// Whether blocks are output heads, and not parts of layers.
+    pub(super) is_head: bool,
 }
 
 impl Plan {
@@ -112,12 +153,17 @@ impl Plan {
             rms_eps: 1e-5,
         };
         let (weights, tensors, blocks) = (vec![], vec![], vec![]);
-        Plan { hparams, ropes: vec![], weights, tensors, random: Random(n_embd as u64 + 1), blocks }
+        let random = Random(n_embd as u64 + 1);
+        Plan { hparams, ropes: vec![], weights, tensors, random, blocks, is_head: false }
     }
 
     fn add(&mut self, ty: GgmlType, role: WeightRole, n_in: usize, n_out: usize, bytes: Vec<u8>) -> WeightId {
         let tensor = format!("w{}", self.weights.len());
-        let dims = if role == WeightRole::Vector { vec![n_in] } else { vec![n_in, n_out] };
+        let dims = match role {
+            WeightRole::Vector => vec![n_in],
+            WeightRole::Matrix | WeightRole::Table => vec![n_in, n_out],
+            WeightRole::Experts { n_expert } => vec![n_in, n_out, n_expert],
+        };
         self.tensors.push((tensor.clone(), ty, dims, bytes));
         self.weights.push(Weight { tensor, role, n_in, n_out });
         WeightId(self.weights.len() - 1)
@@ -127,6 +173,13 @@ impl Plan {
     pub(super) fn matrix(&mut self, ty: GgmlType, n_in: usize, n_out: usize) -> WeightId {
         let bytes = random_blocks(ty, n_in, n_in * n_out / ty.block_size(), &mut self.random);
         self.add(ty, WeightRole::Matrix, n_in, n_out, bytes)
+    }
+
+    /// A random matrix for each expert.
+    pub(super) fn experts(&mut self, ty: GgmlType, n_in: usize, n_out: usize) -> WeightId {
+        let n_expert = self.hparams.n_expert;
+        let bytes = random_blocks(ty, n_in, n_in * n_out * n_expert / ty.block_size(), &mut self.random);
+        self.add(ty, WeightRole::Experts { n_expert }, n_in, n_out, bytes)
     }
 
     /// A random vector.
@@ -164,6 +217,10 @@ impl Plan {
 
     /// The device and the reference, ready to run each block.
     pub(super) fn bench(self, options: GpuOptions) -> Bench {
+        self.try_bench(options).unwrap()
+    }
+
+    pub(super) fn try_bench(self, options: GpuOptions) -> Result<Bench> {
         let gguf = Arc::new(Gguf::from_bytes("steps.gguf".as_ref(), self.file()).unwrap());
         let hp = self.hparams;
         let registers = Registers {
@@ -171,13 +228,10 @@ impl Plan {
             n_q: hp.n_head * hp.head_dim,
             n_kv: hp.n_head_kv * hp.head_dim,
             n_ff: hp.n_ff[0],
-            n_expert: 0,
+            n_expert: hp.n_expert,
         };
-        let blocks: Vec<Block> = self
-            .blocks
-            .into_iter()
-            .map(|steps| Block { kind: BlockKind::FeedForward(0), steps, weights: vec![] })
-            .collect();
+        let kind = if self.is_head { BlockKind::Head } else { BlockKind::FeedForward(0) };
+        let blocks: Vec<Block> = self.blocks.into_iter().map(|steps| Block { kind, steps, weights: vec![] }).collect();
         let program = Arc::new(Program {
             arch: "steps".into(),
             hparams: hp,
@@ -189,10 +243,10 @@ impl Plan {
             unused: vec![],
         });
         let n_blocks = program.blocks.len();
-        let gpu =
-            GpuBackend::load(&gguf, &program, std::slice::from_ref(&(0..n_blocks)), &options, &mut |_| ()).unwrap();
-        let reference = Reference::new(&program, &gguf).unwrap();
-        Bench { gpu, reference, program, random: Random(99), start: 0 }
+        let whole = 0..n_blocks;
+        let gpu = GpuBackend::load(&gguf, &program, std::slice::from_ref(&whole), &options, &mut |_| ())?;
+        let reference = Reference::new(&program, &gguf)?;
+        Ok(Bench { gpu, reference, program, random: Random(99), start: 0 })
     }
 }
 

@@ -5,5 +5,7 @@
 
 mod attention;
 mod bench;
+mod experts;
 mod products;
 mod rest;
+mod whole;

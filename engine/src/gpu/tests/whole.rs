@@ -1,0 +1,129 @@
+//! What is not a step: sampling support, the cache of kernels, and errors.
+
+use tandem_loader::GgmlType;
+use tandem_models::{Reg, Step};
+
+use super::super::{GpuError, GpuOptions, Selector};
+use super::bench::{Bench, Plan, has_device, options};
+use crate::backend::{Backend, Batch, Hidden};
+use crate::error::Error;
+use crate::model::Precision;
+
+/// A head whose logits are the rows of its matrix times H; X is not used.
+fn head(n_vocab: usize) -> Plan {
+    let mut plan = Plan::new(64, 32, (1, 1, 32));
+    plan.hparams.n_vocab = n_vocab;
+    let norm = plan.norm(64);
+    let linear = plan.linear(GgmlType::F32, 64, n_vocab, false);
+    let norm = Step::Norm { norm, input: Reg::X, output: Reg::H, add: false };
+    plan.blocks.push(vec![norm, Step::Logits { linear, soft_cap: None }]);
+    plan.is_head = true;
+    plan
+}
+
+fn run(bench: &mut Bench, x: &[f32], enough: Option<usize>) -> Hidden {
+    let mut hidden = Hidden { x: x.to_vec(), enough, ..Hidden::default() };
+    let n = x.len() / 64;
+    let batch = Batch { tokens: &vec![0; n], start: 0, outputs: (n - 1, n) };
+    bench.gpu.run(0..1, &batch, &mut hidden).unwrap();
+    hidden
+}
+
+#[test]
+fn the_most_likely_tokens() {
+    if !has_device() {
+        return;
+    }
+    for n_vocab in [1, 7, 300, 1024, 5000, 33_333] {
+        let mut bench = head(n_vocab).bench(options(Precision::Exact));
+        let x = bench.random.floats(3 * 64);
+        let all = run(&mut bench, &x, None);
+        assert_eq!((all.logits.len(), all.best.len()), (n_vocab, 0));
+        let mut order: Vec<u32> = (0..n_vocab as u32).collect();
+        order.sort_by(|a, b| all.logits[*b as usize].total_cmp(&all.logits[*a as usize]).then(a.cmp(b)));
+        for k in [1, 2, 40, 256] {
+            let got = run(&mut bench, &x, Some(k));
+            let want: Vec<(u32, f32)> = order.iter().take(k).map(|id| (*id, all.logits[*id as usize])).collect();
+            let best: Vec<(u32, f32)> = got.best.iter().map(|c| (c.id, c.logit)).collect();
+            assert_eq!(best, want, "{k} of {n_vocab}");
+            assert!(got.logits.is_empty());
+        }
+        // More than the device finds: all logits.
+        let got = run(&mut bench, &x, Some(257));
+        assert_eq!((got.logits, got.best.len()), (all.logits, 0), "257 of {n_vocab}");
+    }
+}
+
+/// Where more logits are equal than there is room for, or none is a number, all are read.
+#[test]
+fn ties_and_nan_fall_back_to_all_logits() {
+    if !has_device() {
+        return;
+    }
+    let mut bench = head(5000).bench(options(Precision::Exact));
+    let zero = run(&mut bench, &[0.0; 64], Some(40));
+    assert_eq!((zero.logits, zero.best.len()), (vec![0.0; 5000], 0));
+    let nan = run(&mut bench, &[f32::NAN; 64], Some(40));
+    assert!(nan.logits.len() == 5000 && nan.logits.iter().all(|x| x.is_nan()) && nan.best.is_empty());
+}
+
+/// Compiled kernels come back from their file, and a damaged file does no harm.
+#[test]
+fn kernels_are_kept_on_disk() {
+    if !has_device() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("tandem-kernels-{}", std::process::id()));
+    let file = folder.join("pipelines.bin");
+    let with_cache = GpuOptions { pipeline_cache: Some(file.clone()), ..options(Precision::Exact) };
+    let mut results = Vec::new();
+    for round in 0..4 {
+        if round == 2 {
+            std::fs::write(&file, b"not a cache").unwrap();
+        }
+        let mut bench = head(300).bench(with_cache.clone());
+        let x = bench.random.floats(64);
+        results.push(run(&mut bench, &x, None).logits);
+        assert!(std::fs::metadata(&file).unwrap().len() > 16, "round {round}");
+    }
+    assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_cannot_be_is_an_error() {
+    if !has_device() {
+        return;
+    }
+    let unsupported = |options: GpuOptions| {
+        let mut plan = Plan::new(32, 32, (2, 1, 32));
+        plan.blocks.push(vec![Step::StoreKv { layer: 0 }, Step::Attend { layer: 0, scale: 1.0, window: None }]);
+        plan.try_bench(options).err().unwrap()
+    };
+    let named = GpuOptions { device: Selector::Name("no such device".into()), ..options(Precision::Exact) };
+    assert!(matches!(unsupported(named), Error::Gpu(GpuError::NoSuchAdapter { .. })));
+    let indexed = GpuOptions { device: Selector::Index(99), ..options(Precision::Exact) };
+    assert!(matches!(unsupported(indexed), Error::Gpu(GpuError::NoSuchAdapter { .. })));
+    for n_ctx in [1 << 30, 1 << 44, usize::MAX] {
+        let error = unsupported(GpuOptions { n_ctx, ..options(Precision::Exact) });
+        assert!(matches!(error, Error::Gpu(GpuError::Unsupported { .. })), "{n_ctx}: {error}");
+    }
+}
+
+/// A device that is gone gives an error, each time, and never a result.
+#[test]
+fn a_lost_device_is_an_error() {
+    if !has_device() {
+        return;
+    }
+    let mut bench = head(300).bench(options(Precision::Exact));
+    let x = bench.random.floats(64);
+    run(&mut bench, &x, None);
+    bench.gpu.gpu.device.destroy();
+    for enough in [None, Some(4), None] {
+        let mut hidden = Hidden { x: x.clone(), enough, ..Hidden::default() };
+        let batch = Batch { tokens: &[0], start: 0, outputs: (0, 1) };
+        let error = bench.gpu.run(0..1, &batch, &mut hidden).err().unwrap();
+        assert!(matches!(error, Error::Gpu(GpuError::Lost { .. } | GpuError::Failed { .. })), "{error}");
+    }
+}

@@ -1,0 +1,9 @@
+// TQ2_0: w = d (q - 1). Planes: crumbs, d of 8 groups.
+
+#include "decode/common.wgsl"
+
+fn decode(row: u32, g: u32) -> Group {
+    let c = crumbs(row, g);
+    let d = half_at(row + p.planes.x, g >> 3u);
+    return Group(low_crumbs(c), high_crumbs(c), vec2(d), vec2(-d));
+}
