@@ -178,8 +178,8 @@ pub enum Kernel {
     MatMat {
         /// Types.
         operands: Operands,
-        /// Tokens of a tile, a multiple of 16.
-        tokens: u32,
+        /// Tiles of 64 tokens, and not of 16.
+        wide: bool,
     },
 }
 
@@ -289,9 +289,9 @@ impl Kernel {
                 settings.number("COLS", *cols);
                 settings.flag("SUBGROUPS", *subgroups);
             }
-            Kernel::MatMat { operands, tokens } => {
+            Kernel::MatMat { operands, wide } => {
                 settings.operands(*operands);
-                settings.number("TOKENS", *tokens);
+                settings.flag("WIDE", *wide);
             }
         }
         settings.compose(self.file())

@@ -52,7 +52,7 @@ fn variants() -> Vec<Kernel> {
         }
     }
     for operands in operands() {
-        all.extend([16, 64].map(|tokens| Kernel::MatMat { operands, tokens }));
+        all.extend(bools.map(|wide| Kernel::MatMat { operands, wide }));
         for subgroups in bools {
             for threads in [8, 32, 64, 128] {
                 all.extend([1, 4].map(|cols| Kernel::MatVec { operands, threads, cols, subgroups }));

@@ -111,8 +111,8 @@ impl Compiler<'_> {
         Ok([
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups })?,
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 4, subgroups })?,
-            self.pipelines.get(Kernel::MatMat { operands, tokens: 16 })?,
-            self.pipelines.get(Kernel::MatMat { operands, tokens: 64 })?,
+            self.pipelines.get(Kernel::MatMat { operands, wide: false })?,
+            self.pipelines.get(Kernel::MatMat { operands, wide: true })?,
         ])
     }
 

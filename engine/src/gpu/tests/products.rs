@@ -14,9 +14,9 @@ const LIMIT: f64 = 1e-11;
 /// Tokens that go through each kernel: one, few, narrow tiles, wide tiles; whole tiles and parts of them.
 const TOKENS: [usize; 7] = [1, 2, 5, 9, 33, 64, 70];
 
-/// Products of one type, from H to X, of several shapes: exact and int8, by both ways to sum, whole and split.
-fn check(ty: GgmlType, subgroups: bool, binding_limit: Option<u64>) {
-    for precision in [Precision::Exact, Precision::Fast] {
+/// Products of one type, from H to X: with and without a bias, written and added.
+fn check(ty: GgmlType, precisions: &[Precision], tokens: &[usize], subgroups: bool, binding_limit: Option<u64>) {
+    for &precision in precisions {
         // A row length that is a whole number of blocks; for plain numbers one that is odd.
         let n_in = if ty.block_size() == 1 { 75 } else { 3 * ty.block_size().max(64) };
         let mut plan = Plan::new(n_in, 32, (1, 1, 32));
@@ -30,7 +30,7 @@ fn check(ty: GgmlType, subgroups: bool, binding_limit: Option<u64>) {
         let mut bench = plan.bench(GpuOptions { subgroups, binding_limit, ..options(precision) });
         let int8 = (precision == Precision::Fast && ty.block_size() > 1).then_some(Reg::H);
         for block in 0..4 {
-            for n in TOKENS {
+            for &n in tokens {
                 bench.check(
                     block,
                     n,
@@ -43,27 +43,31 @@ fn check(ty: GgmlType, subgroups: bool, binding_limit: Option<u64>) {
     }
 }
 
+const BOTH: [Precision; 2] = [Precision::Exact, Precision::Fast];
+
 #[test]
-fn every_type_with_subgroups() {
+fn every_type() {
     if has_device() {
-        types().into_iter().for_each(|ty| check(ty, true, None));
+        types().into_iter().for_each(|ty| check(ty, &BOTH, &TOKENS, true, None));
     }
 }
 
+/// Only the kernel for few tokens sums across threads.
 #[test]
 fn every_type_without_subgroups() {
     if has_device() {
-        types().into_iter().for_each(|ty| check(ty, false, None));
+        types().into_iter().for_each(|ty| check(ty, &BOTH, &TOKENS[..3], false, None));
     }
 }
 
 #[test]
 fn every_type_split_by_rows() {
     if has_device() {
-        types().into_iter().for_each(|ty| check(ty, true, Some(40 << 10)));
+        let split = |ty, limit| check(ty, &[Precision::Fast], &[1, 9, 70], true, Some(limit));
+        types().into_iter().for_each(|ty| split(ty, 40 << 10));
         // Parts that are smaller than a tile.
-        check(GgmlType::Q6_K, true, Some(10_000));
-        check(GgmlType::F16, true, Some(3000));
+        split(GgmlType::Q6_K, 10_000);
+        split(GgmlType::F16, 3000);
     }
 }
 
