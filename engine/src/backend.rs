@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tandem_models::Reg;
+
 use crate::error::Result;
 
 /// Consecutive tokens of one sequence, evaluated together.
@@ -55,4 +57,11 @@ pub trait Backend: Send {
 
     /// Bytes held.
     fn memory(&self) -> MemoryReport;
+
+    /// What the last run left in a register: the first `rows` rows of `width` floats. Runs say nothing of registers but
+    /// X: this is for finding the step where two backends part.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>>;
 }

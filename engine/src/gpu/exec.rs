@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tandem_loader::quant::Decode;
-use tandem_models::{BlockKind, Step};
+use tandem_models::{BlockKind, Reg, Step};
 
 use super::GpuBackend;
 use super::error::GpuError;
-use super::layout::{Buf, stride};
+use super::layout::{Buf, rows_of, stride};
 use super::op::Pass;
 use crate::backend::{Batch, Hidden};
 use crate::cpu::ops::rope_angles;
@@ -152,6 +152,16 @@ impl GpuBackend {
         }
         self.times.inputs += start.elapsed();
         Ok(firsts)
+    }
+
+    /// What the last run left in a register: the first `n` rows of `width` floats.
+    pub(super) fn read_register(&self, reg: Reg, n: usize, width: usize) -> Result<Vec<f32>> {
+        let rows = rows_of(&self.program, reg);
+        let Some(buffer) = self.buffers.bufs.get(&rows.buf) else { return Ok(vec![0.0; n * width]) };
+        let all = self.gpu.read(buffer, 4 * n * rows.stride)?;
+        let all = bytemuck::cast_slice::<u8, f32>(&all);
+        let row = |row: &[f32]| row[rows.column..rows.column + width].to_vec();
+        Ok(all.chunks_exact(rows.stride).take(n).flat_map(row).collect())
     }
 
     /// Records the blocks of each pass, submits them as one, and reads `n` rows of output.

@@ -45,14 +45,16 @@ impl<'a> Bound<'a> {
 /// All pipelines of a model, compiled as they are first asked for.
 pub(super) struct Pipelines<'a> {
     gpu: &'a Gpu,
+    /// See [`super::GpuOptions::edit_kernel`].
+    edit: Option<fn(&str, String) -> String>,
     compiled: HashMap<Kernel, Pipeline>,
     /// Kernels that bind the same share a layout, and so their bind groups.
     layouts: HashMap<Vec<(u32, bool)>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
 }
 
 impl<'a> Pipelines<'a> {
-    pub(super) fn new(gpu: &'a Gpu) -> Pipelines<'a> {
-        Pipelines { gpu, compiled: HashMap::new(), layouts: HashMap::new() }
+    pub(super) fn new(gpu: &'a Gpu, edit: Option<fn(&str, String) -> String>) -> Pipelines<'a> {
+        Pipelines { gpu, edit, compiled: HashMap::new(), layouts: HashMap::new() }
     }
 
     /// The pipeline of a kernel.
@@ -62,6 +64,10 @@ impl<'a> Pipelines<'a> {
         }
         let failed = |message: String| GpuError::Failed { message: format!("{}: {message}", kernel.file()) };
         let source = kernel.source().map_err(|e| failed(e.to_string()))?;
+        let source = match self.edit {
+            Some(edit) => edit(kernel.file(), source),
+            None => source,
+        };
         let (layout, pipeline_layout) = self.layout(&kernel.bindings());
         let desc = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.file()),

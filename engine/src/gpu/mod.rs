@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tandem_loader::{Gguf, quant};
-use tandem_models::{Program, Step};
+use tandem_models::{Program, Reg, Step};
 use tandem_shaders::{Decode, Format};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
@@ -57,6 +57,9 @@ pub struct GpuOptions {
     pub binding_limit: Option<u64>,
     /// Whether to use subgroup arithmetic; what the adapter offers by default. Tests run both.
     pub subgroups: Option<bool>,
+    /// Changes a kernel's source before it is compiled, given its file's name: how tests plant a wrong one.
+    #[doc(hidden)]
+    pub edit_kernel: Option<fn(&str, String) -> String>,
 }
 
 impl Default for GpuOptions {
@@ -70,6 +73,7 @@ impl Default for GpuOptions {
             pipeline_cache: None,
             binding_limit: None,
             subgroups: None,
+            edit_kernel: None,
         }
     }
 }
@@ -230,5 +234,9 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> MemoryReport {
         self.memory
+    }
+
+    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>> {
+        self.read_register(reg, rows, width)
     }
 }

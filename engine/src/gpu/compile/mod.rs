@@ -91,7 +91,7 @@ impl<'a> Compiler<'a> {
         options: &'a GpuOptions,
         tuning: Tuning,
     ) -> Compiler<'a> {
-        Compiler { program, layout, buffers, options, tuning, pipelines: Pipelines::new(gpu) }
+        Compiler { program, layout, buffers, options, tuning, pipelines: Pipelines::new(gpu, options.edit_kernel) }
     }
 
     /// The operations of a block. Embedding is none: the host looks tokens up.
