@@ -134,17 +134,12 @@ fn best(logits: &[f32]) -> (u32, f32) {
     (order[0] as u32, logits[order[0]] - logits[order[1]])
 }
 
-/// Both backends round activations to int8 by the same rule, but add in another order: where a value falls on the other
-/// side of a tie, a quant is off by one, and after some layers their logits are as far apart as int8 moves them, 0.1 RMS
-/// as measured on these passages. Two logits come closer by 3 times the square root of 2 of that by chance.
-const NEAR_TIE: f32 = 0.5;
-
 /// The CPU's greedy text is the GPU's, as far as no step is so close that rounding decides it.
 fn check_greedy(case: &Case) {
     let options = LoadOptions { n_ctx: Some(512), ..LoadOptions::default() };
     let mut cpu = Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap());
     let mut gpu = Runner::new(&case.gguf, &GpuOptions { n_ctx: 512, ..GpuOptions::default() });
-    for generation in case.greedy["generations"].as_array().unwrap().iter().take(6) {
+    for generation in case.greedy["generations"].as_array().unwrap() {
         let name = generation["name"].as_str().unwrap();
         let prompt = ids(&generation["prompt_tokens"]);
         cpu.truncate(0);
@@ -154,7 +149,11 @@ fn check_greedy(case: &Case) {
             let (want, gap) = best(cpu.eval(&tokens, Outputs::Last).unwrap());
             let (got, _) = best(&gpu.eval(&tokens, tokens.len() - 1));
             if got != want {
-                assert!(gap < NEAR_TIE, "{name}: token {i} is {got}, and {want} on the CPU by {gap}");
+                // Both round activations to int8 in the same way, and add in another order: their logits differ in the
+                // third digit at most.
+                // The CPU's head takes twice 8 bits of its input, the device's 8: a run with 8-bit activations may leave
+                // another where the gap is below 1 (the fixtures' own bound).
+                assert!(gap < 1.0, "{name}: token {i} is {got}, and {want} on the CPU by {gap}");
                 println!("{name}: a near tie ({gap}) ends the comparison after {i} tokens");
                 break;
             }
