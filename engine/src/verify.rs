@@ -11,21 +11,21 @@ use tandem_models::{Block, BlockKind, Program, Reg, Step};
 
 use crate::backend::{Backend, Batch, Hidden};
 use crate::cpu::CpuBackend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{LoadOptions, Precision};
 use crate::placement::{Setup, adapter};
 
-/// Tokens of the batch; one more follows by itself, because single tokens take other kernels.
-pub const N_TOKENS: usize = 24;
+/// Most tokens that are compared: the logits of all of them are held at once, for both devices.
+pub const MAX_TOKENS: usize = 257;
 
 /// How far a block's two results are apart: the normalized mean square error, with the CPU's as the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockError {
     /// The block.
     pub kind: BlockKind,
-    /// Of a batch of [`N_TOKENS`] tokens.
+    /// Of all tokens but the last, as one batch.
     pub batch: f64,
-    /// Of one token after them.
+    /// Of the last token after them, by itself: single tokens take other kernels.
     pub single: f64,
 }
 
@@ -60,19 +60,27 @@ pub fn limit(precision: Precision) -> f64 {
     }
 }
 
-/// Compares the two devices block by block, and finds where they part.
+/// Tokens to compare with where nothing else is given: 24 and one, spread over the vocabulary.
+pub fn spread_tokens(n_vocab: usize) -> Vec<u32> {
+    (0..25).map(|i| ((i * 7919 + 11) % n_vocab.max(1)) as u32).collect()
+}
+
+/// Compares the two devices block by block, and finds where they part. `tokens` are at least 2, and at most
+/// [`MAX_TOKENS`] of them are used. `report` hears of every block, and may stop the comparison by an error.
 ///
 /// # Errors
-/// No GPU; a model that cannot be loaded; a device that fails.
+/// No GPU, or nothing placed on it; a model that cannot be loaded; a block that the GPU does not support; a token outside the vocabulary; a device
+/// that fails; what `report` says.
 pub fn verify(
     gguf: &Arc<Gguf>,
     options: &LoadOptions,
+    tokens: &[u32],
     limit: f64,
-    report: &mut dyn FnMut(&BlockError),
+    report: &mut dyn FnMut(&BlockError) -> Result<()>,
 ) -> Result<Option<Divergence>> {
-    let options = LoadOptions { n_ctx: Some(options.n_ctx.unwrap_or(0).max(N_TOKENS + 1)), ..options.clone() };
-    let setup = Setup::new(gguf, &options)?;
-    verify_with(gguf, &setup, limit, report)
+    let n_ctx = options.n_ctx.unwrap_or(0).max(tokens.len().min(MAX_TOKENS));
+    let setup = Setup::new(gguf, &LoadOptions { n_ctx: Some(n_ctx), ..options.clone() })?;
+    verify_with(gguf, &setup, tokens, limit, report)
 }
 
 /// As [`verify`], with the devices set up.
@@ -82,10 +90,14 @@ pub fn verify(
 pub fn verify_with(
     gguf: &Arc<Gguf>,
     setup: &Setup,
+    tokens: &[u32],
     limit: f64,
-    report: &mut dyn FnMut(&BlockError),
+    report: &mut dyn FnMut(&BlockError) -> Result<()>,
 ) -> Result<Option<Divergence>> {
-    let mut passes = Pass::both(&setup.program);
+    if setup.on_gpu(0..setup.program.blocks.len()).is_empty() {
+        return Err(Error::Placement("nothing is placed on the GPU, so there is nothing to compare".to_owned()));
+    }
+    let mut passes = Pass::both(&setup.program, &tokens[..tokens.len().min(MAX_TOKENS)])?;
     let mut found = None;
     let mut start = 0;
     while start < setup.program.blocks.len() {
@@ -99,7 +111,7 @@ pub fn verify_with(
             let before = passes.clone();
             let [batch, single] = passes.each_mut().map(|pass| devices.run(block, pass));
             let error = BlockError { kind: setup.program.blocks[block].kind, batch: batch?, single: single? };
-            report(&error);
+            report(&error)?;
             if found.is_none() && is_above(error.worst(), limit) {
                 found = Some((block, before, error.worst()));
             }
@@ -129,15 +141,15 @@ struct Pass {
 }
 
 impl Pass {
-    /// The batch, and the token after it. Ids are spread over the vocabulary.
-    fn both(program: &Program) -> [Pass; 2] {
+    /// All tokens but the last, and the last.
+    fn both(program: &Program, tokens: &[u32]) -> Result<[Pass; 2]> {
         let n_vocab = program.hparams.n_vocab;
-        let id = |i: usize| ((i * 7919 + 11) % n_vocab) as u32;
-        [0..N_TOKENS, N_TOKENS..N_TOKENS + 1].map(|at| Pass {
-            start: at.start,
-            tokens: at.map(id).collect(),
-            hidden: Hidden::default(),
-        })
+        if let Some(token) = tokens.iter().copied().find(|token| *token as usize >= n_vocab) {
+            return Err(Error::BadToken { token, n_vocab });
+        }
+        let last = tokens.len().saturating_sub(1);
+        let pass = |at: Range<usize>| Pass { start: at.start, tokens: tokens[at].to_vec(), hidden: Hidden::default() };
+        Ok([pass(0..last), pass(last..tokens.len())])
     }
 }
 
@@ -158,7 +170,7 @@ impl Devices {
         setup: &Setup,
     ) -> Result<Devices> {
         let gpu = adapter::load(gguf, program, on_gpu, &setup.gpu, &mut |_| ())?;
-        let cpu = CpuBackend::load(gguf, program, &[blocks], setup.cpu, &mut |_| ())?;
+        let cpu = CpuBackend::load(gguf, program, &[blocks], setup.cpu.clone(), &mut |_| ())?;
         Ok(Devices { program: program.clone(), cpu, gpu })
     }
 

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use tandem_engine::placement::{GpuLayers, Setup, Wanted};
-use tandem_engine::verify::{BlockError, Divergence, limit, verify, verify_with};
-use tandem_engine::{LoadOptions, Precision};
+use tandem_engine::verify::{BlockError, Divergence, limit, spread_tokens, verify, verify_with};
+use tandem_engine::{Error, LoadOptions, Precision};
 use tandem_loader::Gguf;
-use tandem_models::BlockKind;
+use tandem_models::{BlockKind, Program};
 
 fn fixture(name: &str) -> Option<Arc<Gguf>> {
     let dir = tandem_tests::fixtures("archs")?;
@@ -25,6 +25,10 @@ fn options(precision: Precision, layers: GpuLayers) -> LoadOptions {
     LoadOptions { precision, wanted: Wanted { layers, ..Wanted::default() }, ..LoadOptions::default() }
 }
 
+fn tokens(gguf: &Gguf) -> Vec<u32> {
+    spread_tokens(Program::from_gguf(gguf).unwrap().hparams.n_vocab)
+}
+
 #[test]
 fn right_kernels_pass() {
     for name in ["llama", "qwen3", "gemma3"] {
@@ -35,9 +39,10 @@ fn right_kernels_pass() {
             let mut report = |error: &BlockError| {
                 blocks.push(error.kind);
                 worst = worst.max(error.worst());
+                Ok(())
             };
             let options = options(precision, GpuLayers::Auto);
-            assert_eq!(verify(&gguf, &options, limit(precision), &mut report).unwrap(), None, "{name}");
+            assert_eq!(verify(&gguf, &options, &tokens(&gguf), limit(precision), &mut report).unwrap(), None, "{name}");
             println!("{name} {precision:?}: at most {worst:.1e}");
             assert_eq!((blocks.first(), blocks.last()), (Some(&BlockKind::Embed), Some(&BlockKind::Head)));
         }
@@ -49,16 +54,47 @@ fn only_what_the_gpu_would_run_is_compared() {
     let Some(gguf) = fixture("llama") else { return };
     let mut blocks = Vec::new();
     let options = options(Precision::Exact, GpuLayers::Count(1));
-    verify(&gguf, &options, 1e-8, &mut |error| blocks.push(error.kind.to_string())).unwrap();
-    let n_layer = tandem_models::Program::from_gguf(&gguf).unwrap().hparams.n_layer;
+    let mut report = |error: &BlockError| {
+        blocks.push(error.kind.to_string());
+        Ok(())
+    };
+    verify(&gguf, &options, &tokens(&gguf), 1e-8, &mut report).unwrap();
+    let n_layer = Program::from_gguf(&gguf).unwrap().hparams.n_layer;
     assert_eq!(blocks, [format!("attn.{}", n_layer - 1), format!("ffn.{}", n_layer - 1)]);
+}
+
+#[test]
+fn the_whole_model_need_not_fit() {
+    let Some(gguf) = fixture("llama") else { return };
+    let mut options = options(Precision::Exact, GpuLayers::Auto);
+    options.wanted.vram_budget = Some(1);
+    let mut n = 0;
+    let mut report = |_: &BlockError| {
+        n += 1;
+        Ok(())
+    };
+    assert_eq!(verify(&gguf, &options, &tokens(&gguf), limit(Precision::Exact), &mut report).unwrap(), None);
+    assert_eq!(n, Program::from_gguf(&gguf).unwrap().blocks.len());
+}
+
+#[test]
+fn what_cannot_be_compared_is_said() {
+    let Some(gguf) = fixture("llama") else { return };
+    let nothing = options(Precision::Exact, GpuLayers::Count(0));
+    let refused = verify(&gguf, &nothing, &tokens(&gguf), 1e-8, &mut |_| Ok(())).unwrap_err();
+    assert!(refused.to_string().contains("nothing is placed on the GPU"), "{refused}");
+    let all = options(Precision::Exact, GpuLayers::Auto);
+    let refused = verify(&gguf, &all, &[1, 1 << 20], 1e-8, &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(refused, Error::BadToken { .. }), "{refused}");
+    let stopped = verify(&gguf, &all, &tokens(&gguf), 1e-8, &mut |_| Err(Error::Interrupted)).unwrap_err();
+    assert!(matches!(stopped, Error::Interrupted), "{stopped}");
 }
 
 /// What verifying says of a model one of whose kernels is wrong.
 fn planted(gguf: &Arc<Gguf>, edit: fn(&str, String) -> String) -> Divergence {
     let mut setup = Setup::new(gguf, &options(Precision::Exact, GpuLayers::Auto)).unwrap();
     setup.gpu.edit_kernel = Some(edit);
-    verify_with(gguf, &setup, limit(Precision::Exact), &mut |_| ()).unwrap().unwrap()
+    verify_with(gguf, &setup, &tokens(gguf), limit(Precision::Exact), &mut |_| Ok(())).unwrap().unwrap()
 }
 
 /// Replaces a text that must be there.

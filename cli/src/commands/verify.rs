@@ -1,19 +1,35 @@
 //! `tandem verify`: whether the GPU computes what the CPU computes, block by block.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
-use tandem_engine::verify::{BlockError, Divergence, N_TOKENS, limit, verify};
+use tandem_engine::verify::{BlockError, Divergence, MAX_TOKENS, limit, spread_tokens, verify};
+use tandem_loader::Gguf;
+use tandem_models::Program;
 
 use crate::args::{LoadArgs, ModelArgs};
+use crate::commands::logits::read_tokens;
+use crate::commands::run::read_input;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::prompt;
 use crate::ui::{self, Ui};
 
 /// Options of `tandem verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
+    /// Compare on this text [default: 25 tokens from all over the vocabulary]
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "tokens"])]
+    prompt: Option<String>,
+    /// Compare on the text of a file (- is stdin)
+    #[arg(short, long, value_name = "FILE", conflicts_with = "tokens")]
+    file: Option<PathBuf>,
+    /// Compare on these token ids (1,2,3), or a file of them
+    #[arg(long, value_name = "IDS|FILE")]
+    tokens: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -27,31 +43,56 @@ pub(crate) struct VerifyArgs {
 pub(crate) fn run(args: &VerifyArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::Result<()> {
     let options = args.load.options();
     let gguf = open::open(&args.model, ui, interrupt)?;
+    let tokens = tokens(args, &gguf, ui)?;
     let limit = limit(options.precision);
     let mut errors = Vec::new();
     if !args.json {
-        let width = "output".len() + 4;
-        ui::print(format!("{:<width$} {:>11} {:>11}\n", "NMSE", format!("{N_TOKENS} tokens"), "1 token"))?;
+        let batch = format!("{} tokens", tokens.len() - 1);
+        ui::print(format!("{:<10} {batch:>11} {:>11}\n", "NMSE", "1 token"))?;
     }
     let mut printed = Ok(());
-    let diverged = verify(&gguf, &options, limit, &mut |error| {
-        if !args.json && printed.is_ok() {
+    let diverged = verify(&gguf, &options, &tokens, limit, &mut |error| {
+        if !args.json {
             printed = ui::print(line(error));
         }
         errors.push(*error);
+        if interrupt.is_set() || printed.is_err() { Err(tandem_engine::Error::Interrupted) } else { Ok(()) }
     });
     printed?;
     let diverged = diverged.with_context(|| open::shown(&gguf))?;
     if args.json {
-        ui::print(format!("{:#}\n", as_json(&errors, limit, diverged.as_ref())))?;
+        ui::print(format!("{:#}\n", as_json(&errors, tokens.len(), limit, diverged.as_ref())))?;
     }
     match diverged {
         None => {
-            ui.note(format_args!("the GPU computes what the CPU computes: no block is above {limit:.0e}"));
+            let n = errors.len();
+            ui.note(format_args!("the GPU computes what the CPU computes: of {n} blocks none is above {limit:.0e}"));
             Ok(())
         }
         Some(found) => Err(Failure::running(describe(&found, limit))),
     }
+}
+
+/// What to compare on: at least two tokens, and not more than are used.
+fn tokens(args: &VerifyArgs, gguf: &Gguf, ui: &Ui) -> anyhow::Result<Vec<u32>> {
+    let text = match (&args.prompt, &args.file) {
+        (Some(text), _) => Some(text.clone().into_bytes()),
+        (None, Some(file)) => Some(read_input(Some(file))?),
+        (None, None) => None,
+    };
+    let mut tokens = match (text, &args.tokens) {
+        (Some(text), _) => prompt::plain(&open::tokenizer(gguf)?, &text, false),
+        (None, Some(ids)) => read_tokens(ids)?,
+        (None, None) => spread_tokens(Program::from_gguf(gguf).with_context(|| open::shown(gguf))?.hparams.n_vocab),
+    };
+    if tokens.len() < 2 {
+        return Err(Failure::usage("there are fewer than 2 tokens to compare on: a batch, and one after it"));
+    }
+    if tokens.len() > MAX_TOKENS {
+        ui.note(format_args!("the first {MAX_TOKENS} of {} tokens are used", tokens.len()));
+        tokens.truncate(MAX_TOKENS);
+    }
+    Ok(tokens)
 }
 
 fn line(error: &BlockError) -> String {
@@ -72,7 +113,7 @@ fn describe(found: &Divergence, limit: f64) -> String {
     }
 }
 
-fn as_json(errors: &[BlockError], limit: f64, diverged: Option<&Divergence>) -> Value {
+fn as_json(errors: &[BlockError], n_tokens: usize, limit: f64, diverged: Option<&Divergence>) -> Value {
     let block = |error: &BlockError| json!({ "block": error.kind.to_string(), "nmse_batch": error.batch, "nmse_single": error.single });
     let divergence = |found: &Divergence| {
         json!({
@@ -84,7 +125,7 @@ fn as_json(errors: &[BlockError], limit: f64, diverged: Option<&Divergence>) -> 
     };
     json!({
         "limit": limit,
-        "n_tokens": N_TOKENS,
+        "n_tokens": n_tokens,
         "blocks": errors.iter().map(block).collect::<Vec<_>>(),
         "diverges": diverged.map(divergence),
     })
