@@ -46,14 +46,11 @@ pub(crate) fn run(args: &VerifyArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::
     let tokens = tokens(args, &gguf, ui)?;
     let limit = limit(options.precision);
     let mut errors = Vec::new();
-    if !args.json {
-        let batch = format!("{} tokens", tokens.len() - 1);
-        ui::print(format!("{:<10} {batch:>11} {:>11}\n", "NMSE", "1 token"))?;
-    }
     let mut printed = Ok(());
     let diverged = verify(&gguf, &options, &tokens, limit, &mut |error| {
         if !args.json {
-            printed = ui::print(line(error));
+            let header = if errors.is_empty() { header(tokens.len()) } else { String::new() };
+            printed = ui::print(header + &line(error));
         }
         errors.push(*error);
         if interrupt.is_set() || printed.is_err() { Err(tandem_engine::Error::Interrupted) } else { Ok(()) }
@@ -93,6 +90,10 @@ fn tokens(args: &VerifyArgs, gguf: &Gguf, ui: &Ui) -> anyhow::Result<Vec<u32>> {
         tokens.truncate(MAX_TOKENS);
     }
     Ok(tokens)
+}
+
+fn header(n_tokens: usize) -> String {
+    format!("{:<10} {:>11} {:>11}\n", "NMSE", format!("{} tokens", n_tokens - 1), "1 token")
 }
 
 fn line(error: &BlockError) -> String {
