@@ -107,7 +107,7 @@ fn replace(source: &str, from: &str, to: &str) -> String {
 fn wrong_kernels_are_found_and_named() {
     let Some(gguf) = fixture("llama") else { return };
     type Edit = fn(&str, String) -> String;
-    let plants: [(Edit, &str, &str); 4] = [
+    let plants: [(Edit, &str, &str); 5] = [
         (
             |file, source| match file {
                 "norm.wgsl" => replace(&source, "1.0 / sqrt(", "0.99 / sqrt("),
@@ -118,11 +118,20 @@ fn wrong_kernels_are_found_and_named() {
         ),
         (
             |file, source| match file {
-                "heads.wgsl" => replace(&source, "p.start", "(p.start + 1u)"),
+                "heads.wgsl" => replace(&source, "x * turn.x - y * turn.y", "x * turn.x + y * turn.y"),
                 _ => source,
             },
             "attn.0",
             "rope",
+        ),
+        (
+            // Only variants that store have it. What is stored wrongly shows in attention.
+            |file, source| match file {
+                "heads.wgsl" => source.replace("p.start + id.x", "p.start + id.x + 1u"),
+                _ => source,
+            },
+            "attn.0",
+            "attend",
         ),
         (
             |file, source| match file {
