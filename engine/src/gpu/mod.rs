@@ -199,12 +199,6 @@ impl GpuBackend {
         &self.gpu.info
     }
 
-    /// Bytes of the device's memory that are taken up, according to the driver's allocator; `None` where the API does not
-    /// tell.
-    pub fn allocated(&self) -> Option<u64> {
-        self.gpu.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
-    }
-
     /// Where the time of the last pass went.
     pub fn pass_times(&self) -> PassTimes {
         self.times
