@@ -10,6 +10,7 @@ use tandem_engine::{KvType, LoadOptions, Precision};
 
 use crate::commands::{
     bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, run, template, tokenize,
+    verify,
 };
 use crate::fetch;
 use crate::placement::{PlacementArgs, cache_folder};
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     Devices(devices::DevicesArgs),
     /// Show what would run where, in how much memory and how fast, without loading the model
     Plan(plan::PlanArgs),
+    /// Check that the GPU computes what the CPU computes, block by block
+    Verify(verify::VerifyArgs),
     /// Fetch a model, or list what is here
     Pull(pull::PullArgs),
     /// Turn text into token ids, or back

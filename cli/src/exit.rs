@@ -43,6 +43,11 @@ impl Failure {
         Failure { code: MODEL, message: message.into() }.into()
     }
 
+    /// What was checked is not so.
+    pub(crate) fn running(message: impl Into<String>) -> anyhow::Error {
+        Failure { code: FAILURE, message: message.into() }.into()
+    }
+
     /// Stopped by Ctrl-C; nothing more to say.
     pub(crate) fn interrupted() -> anyhow::Error {
         Failure { code: INTERRUPTED, message: "interrupted".to_owned() }.into()

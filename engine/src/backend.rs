@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use tandem_models::Reg;
+
 use crate::error::Result;
 use crate::sampler::Candidate;
 
@@ -67,4 +69,11 @@ pub trait Backend: Send {
     fn host_time(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// What the last run left in a register: the first `rows` rows of `width` floats. Runs say nothing of registers but
+    /// X: this is for finding the step where two backends part.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>>;
 }

@@ -18,6 +18,7 @@ pub mod reference;
 pub mod sampler;
 pub mod score;
 mod session;
+pub mod verify;
 
 pub use backend::{Backend, Batch, MemoryReport};
 pub use error::{Error, Result};

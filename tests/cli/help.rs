@@ -12,6 +12,7 @@ fn help_of_every_command() {
         "bench",
         "devices",
         "plan",
+        "verify",
         "info",
         "pull",
         "tokenize",

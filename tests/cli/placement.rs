@@ -206,3 +206,32 @@ fn bench_takes_a_list_of_layers() {
         assert!(row["mean"].as_f64() > Some(0.0));
     }
 }
+
+#[test]
+fn verify_compares_every_block() {
+    let verify = |options: &[&str]| tandem(&[&["verify", "-m", tiny::model()], options].concat());
+    let stderr = without_gpu(&["verify", "-m", tiny::model()]).fails(4);
+    assert!(stderr.contains("there is no GPU"), "{stderr}");
+    for (options, words) in [
+        (&["--tokens", "1"][..], "fewer than 2 tokens"),
+        (&["-p", "a", "--tokens", "1,2"], "cannot be used with"),
+        (&["-p", "a", "-f", "b"], "cannot be used with"),
+    ] {
+        let stderr = verify(options).fails(2);
+        assert!(stderr.contains(words), "{stderr}");
+    }
+    if gpus().is_empty() {
+        return;
+    }
+    let text = verify(&["--precision", "exact"]).ok();
+    for words in ["24 tokens", "embed", "attn.0", "ffn.1", "output"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let json = verify(&["-p", "hello in the morning", "--json"]).json();
+    assert_eq!(json["blocks"].as_array().unwrap().len(), 6);
+    assert_eq!((&json["blocks"][1]["block"], &json["diverges"]), (&Value::from("attn.0"), &Value::Null));
+    let json = verify(&["--tokens", "1,2,3", "-ngl", "1", "--json"]).json();
+    assert_eq!((json["blocks"].as_array().unwrap().len(), &json["n_tokens"]), (2, &Value::from(3)));
+    let stderr = verify(&["-ngl", "0"]).fails(4);
+    assert!(stderr.contains("nothing is placed on the GPU"), "{stderr}");
+}

@@ -155,7 +155,7 @@ fn check_greedy(case: &Case) {
     let options = LoadOptions { n_ctx: Some(512), ..LoadOptions::default() };
     let mut cpu = Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap());
     let mut gpu = Runner::new(&case.gguf, &GpuOptions { n_ctx: 512, ..GpuOptions::default() });
-    for generation in case.greedy["generations"].as_array().unwrap().iter().take(6) {
+    for generation in case.greedy["generations"].as_array().unwrap() {
         let name = generation["name"].as_str().unwrap();
         let prompt = ids(&generation["prompt_tokens"]);
         cpu.truncate(0);

@@ -80,7 +80,8 @@ fn write_row(row: &[f32], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn read_tokens(given: &str) -> anyhow::Result<Vec<u32>> {
+/// Ids as `--tokens` takes them: at least one.
+pub(crate) fn read_tokens(given: &str) -> anyhow::Result<Vec<u32>> {
     let tokens = match ids::parse(given) {
         Ok(tokens) => tokens,
         Err(problem) if !Path::new(given).is_file() && given != "-" => {

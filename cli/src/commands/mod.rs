@@ -14,6 +14,7 @@ pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod template;
 pub(crate) mod tokenize;
+pub(crate) mod verify;
 
 use crate::args::Command;
 use crate::interrupt::Interrupt;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Info(args) => info::run(&args, ui, &interrupt),
         Command::Devices(args) => devices::run(&args),
         Command::Plan(args) => plan::run(&args, ui, &interrupt),
+        Command::Verify(args) => verify::run(&args, ui, &interrupt),
         Command::Pull(args) => pull::run(&args, ui, &interrupt),
         Command::Tokenize(args) => tokenize::run(&args, ui, &interrupt),
         Command::Template(args) => template::run(&args, ui, &interrupt),

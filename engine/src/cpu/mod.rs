@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use tandem_loader::{Gguf, TensorInfo, quant};
-use tandem_models::{Program, Step, WeightId, WeightRole};
+use tandem_models::{Program, Reg, Step, WeightId, WeightRole};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::error::Result;
@@ -249,5 +249,9 @@ impl Backend for CpuBackend {
             kv_cache: self.cache.iter().flatten().map(LayerCache::bytes).sum(),
             scratch: self.scratch.bytes(),
         }
+    }
+
+    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>> {
+        Ok(self.scratch.register(reg)[..rows * width].to_vec())
     }
 }

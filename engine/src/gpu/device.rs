@@ -244,6 +244,24 @@ impl Gpu {
         polled.map(|_| ()).map_err(|e| GpuError::Failed { message: format!("waiting for the device: {e}") })
     }
 
+    /// The first `bytes` of a buffer.
+    ///
+    /// # Errors
+    /// As for [`Gpu::check`].
+    pub(super) fn read(&self, buffer: &wgpu::Buffer, bytes: usize) -> Result<Vec<u8>, GpuError> {
+        let size = bytes as u64;
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let desc = wgpu::BufferDescriptor { label: Some("a copy"), size, usage, mapped_at_creation: false };
+        let copy = self.device.create_buffer(&desc);
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &copy, 0, size);
+        let submission = self.queue.submit([encoder.finish()]);
+        copy.map_async(wgpu::MapMode::Read, .., |_| ());
+        self.wait(submission)?;
+        let failed = |e: wgpu::MapRangeError| GpuError::Failed { message: format!("reading a buffer: {e}") };
+        Ok(copy.get_mapped_range(..).map_err(failed)?.to_vec())
+    }
+
     /// What went wrong since the last time this was asked.
     ///
     /// # Errors

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tandem_loader::quant::Decode;
-use tandem_models::{BlockKind, Step};
+use tandem_models::{BlockKind, Reg, Step};
 use tandem_shaders::BestStep;
 
 use super::GpuBackend;
 use super::error::GpuError;
-use super::layout::{Buf, stride};
+use super::layout::{Buf, rows_of, stride};
 use super::op::Pass;
 use crate::backend::{Batch, Hidden};
 use crate::cpu::ops::rope_angles;
@@ -174,6 +174,16 @@ impl GpuBackend {
             Output::Logits(n) => Some(rows(Buf::Logits, n)),
             Output::Best(k) => Some((&self.buffers.best.best, 8 * (k as u64 + 1))),
         }
+    }
+
+    /// What the last run left in a register: the first `n` rows of `width` floats.
+    pub(super) fn read_register(&self, reg: Reg, n: usize, width: usize) -> Result<Vec<f32>> {
+        let rows = rows_of(&self.program, reg);
+        let Some(buffer) = self.buffers.bufs.get(&rows.buf) else { return Ok(vec![0.0; n * width]) };
+        let all = self.gpu.read(buffer, 4 * n * rows.stride)?;
+        let all = bytemuck::cast_slice::<u8, f32>(&all);
+        let row = |row: &[f32]| row[rows.column..rows.column + width].to_vec();
+        Ok(all.chunks_exact(rows.stride).take(n).flat_map(row).collect())
     }
 
     /// Records the blocks of each pass and submits them as one, waits for them, and maps the output.

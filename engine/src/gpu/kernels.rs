@@ -47,6 +47,8 @@ impl<'a> Bound<'a> {
 /// All pipelines of a model, compiled as they are first asked for.
 pub(super) struct Pipelines<'a> {
     gpu: &'a Gpu,
+    /// See [`super::GpuOptions::edit_kernel`].
+    edit: Option<fn(&str, String) -> String>,
     compiled: HashMap<Kernel, Pipeline>,
     /// Kernels that bind the same share a layout, and so their bind groups.
     layouts: HashMap<Vec<(u32, bool)>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
@@ -54,10 +56,14 @@ pub(super) struct Pipelines<'a> {
 }
 
 impl<'a> Pipelines<'a> {
-    /// None yet; `disk` is the file that they are kept in between loads.
-    pub(super) fn new(gpu: &'a Gpu, disk: Option<&Path>) -> Pipelines<'a> {
+    /// None yet; `disk` is the file that they are kept in between loads. `edit` may change a kernel's source, for tests.
+    pub(super) fn new(
+        gpu: &'a Gpu,
+        disk: Option<&Path>,
+        edit: Option<fn(&str, String) -> String>,
+    ) -> Pipelines<'a> {
         let disk = disk.and_then(|path| DiskCache::open(gpu, path));
-        Pipelines { gpu, compiled: HashMap::new(), layouts: HashMap::new(), disk }
+        Pipelines { gpu, edit, compiled: HashMap::new(), layouts: HashMap::new(), disk }
     }
 
     /// Keeps the compiled kernels for the next load.
@@ -74,6 +80,10 @@ impl<'a> Pipelines<'a> {
         }
         let failed = |message: String| GpuError::Failed { message: format!("{}: {message}", kernel.file()) };
         let source = kernel.source().map_err(|e| failed(e.to_string()))?;
+        let source = match self.edit {
+            Some(edit) => edit(kernel.file(), source),
+            None => source,
+        };
         let (layout, pipeline_layout) = self.layout(&kernel.bindings());
         let desc = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.file()),

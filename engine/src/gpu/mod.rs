@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tandem_loader::{Gguf, quant};
-use tandem_models::{Program, Step};
+use tandem_models::{Program, Reg, Step};
 use tandem_shaders::{Decode, Format};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
@@ -60,6 +60,9 @@ pub struct GpuOptions {
     pub binding_limit: Option<u64>,
     /// Whether to use subgroup arithmetic; what the adapter offers by default. Tests run both.
     pub subgroups: Option<bool>,
+    /// Changes a kernel's source before it is compiled, given its file's name: how tests plant a wrong one.
+    #[doc(hidden)]
+    pub edit_kernel: Option<fn(&str, String) -> String>,
 }
 
 impl Default for GpuOptions {
@@ -73,6 +76,7 @@ impl Default for GpuOptions {
             pipeline_cache: None,
             binding_limit: None,
             subgroups: None,
+            edit_kernel: None,
         }
     }
 }
@@ -237,5 +241,9 @@ impl Backend for GpuBackend {
 
     fn host_time(&self) -> Duration {
         self.host_time
+    }
+
+    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>> {
+        self.read_register(reg, rows, width)
     }
 }

@@ -22,7 +22,7 @@ use tandem_models::{BlockKind, Program};
 pub use adapter::Adapter;
 pub use bytes::Bytes;
 pub use ledger::{Ledger, Needs};
-pub use plan::{Measure, Plan, Speeds, Wanted};
+pub use plan::{Measure, Plan, Setup, Speeds, Wanted};
 pub use rules::{Part, Rule, Rules, RulesError};
 pub use speed::{DeviceSpeed, Prediction};
 
@@ -203,5 +203,7 @@ fn ranges(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
     out
 }
 
+#[cfg(all(test, feature = "gpu"))]
+mod plan_tests;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! From what a user wants to a placement, its bytes and its speed, before anything is loaded.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tandem_loader::Gguf;
@@ -174,10 +175,76 @@ impl Plan {
     }
 }
 
+/// Both devices set up for a comparison of what the GPU would run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The model as data.
+    pub program: Arc<Program>,
+    /// What would run where; everything on the GPU unless the options say less.
+    pub placement: Placement,
+    /// The GPU.
+    pub adapter: Adapter,
+    /// GPU memory allowed.
+    pub budget: Option<u64>,
+    /// How the CPU backend is to be set up.
+    pub cpu: CpuOptions,
+    /// How the GPU backend is to be set up.
+    pub gpu: GpuOptions,
+}
+
+impl Setup {
+    /// Finds the GPU that the options name, or the best one.
+    ///
+    /// # Errors
+    /// An unsupported or damaged file; no such device.
+    pub fn new(gguf: &Gguf, options: &LoadOptions) -> Result<Setup> {
+        let program = Arc::new(Program::from_gguf(gguf)?);
+        let adapters = adapter::adapters();
+        let adapter = adapter::select(&adapters, options.wanted.device.as_deref())?;
+        let adapter = adapter.ok_or_else(|| Error::Placement(format!("there is no GPU ({NO_ADAPTER})")))?;
+        let planner = Planner::new(gguf, &program, options, Some(adapter));
+        let placement = match options.wanted.layers {
+            GpuLayers::Auto => planner.placement(&Placement::from_devices(&vec![Device::Gpu; program.blocks.len()]))?,
+            GpuLayers::All => planner.last_layers(usize::MAX)?,
+            GpuLayers::Count(n) => planner.last_layers(n)?,
+        };
+        let Planner { budget, cpu, gpu, .. } = planner;
+        Ok(Setup { adapter: adapter.clone(), placement, budget, cpu, gpu, program })
+    }
+
+    /// Whether a block is to be compared.
+    pub fn is_on_gpu(&self, block: usize) -> bool {
+        self.placement.runs.iter().any(|(device, blocks)| *device == Device::Gpu && blocks.contains(&block))
+    }
+
+    /// Those of some blocks that are to be compared.
+    pub fn on_gpu(&self, blocks: Range<usize>) -> Vec<Range<usize>> {
+        let runs = self.placement.blocks_on(Device::Gpu).into_iter();
+        let inside = runs.map(|run| run.start.max(blocks.start)..run.end.min(blocks.end));
+        inside.filter(|run| !run.is_empty()).collect()
+    }
+
+    /// As many blocks from `start` on as the GPU has memory for, and at least one.
+    ///
+    /// # Errors
+    /// A block that the GPU cannot run.
+    pub fn fitting(&self, gguf: &Gguf, start: usize) -> Result<Range<usize>> {
+        let mut end = start + 1;
+        while end < self.program.blocks.len() {
+            let needs = adapter::required(gguf, &self.program, &self.on_gpu(start..end + 1), &self.gpu)?;
+            if self.budget.is_some_and(|budget| needs.total() > budget) {
+                break;
+            }
+            end += 1;
+        }
+        Ok(start..end)
+    }
+}
+
 /// Everything that a choice depends on.
-struct Planner<'a> {
+pub(super) struct Planner<'a> {
     gguf: &'a Gguf,
-    program: &'a Program,
+    pub(super) program: &'a Program,
     wanted: &'a Wanted,
     rules: Rules,
     adapter: Option<&'a Adapter>,
@@ -188,7 +255,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(
+    pub(super) fn new(
         gguf: &'a Gguf,
         program: &'a Program,
         options: &'a LoadOptions,
@@ -218,7 +285,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The placement, and its bytes.
-    fn choose(&self, speeds: &mut Speeds<'_>, notes: &mut Vec<String>) -> Result<(Placement, Ledger)> {
+    pub(super) fn choose(&self, speeds: &mut Speeds<'_>, notes: &mut Vec<String>) -> Result<(Placement, Ledger)> {
         for rule in self.rules.idle(self.program) {
             notes.push(format!("`{rule}` changes nothing: the model has no such part"));
         }
@@ -352,13 +419,13 @@ impl<'a> Planner<'a> {
     }
 
     /// The speed of a placement; `None` where something was not measured.
-    fn predict(&self, placement: &Placement, speeds: &Speeds<'_>) -> Option<Prediction> {
+    pub(super) fn predict(&self, placement: &Placement, speeds: &Speeds<'_>) -> Option<Prediction> {
         let speed = |device| speeds.table.get(&self.key(device));
         Prediction::new(self.gguf, self.program, placement, self.cpu.kv_type, speed)
     }
 
     /// What the figures of a device depend on.
-    fn key(&self, device: Device) -> String {
+    pub(super) fn key(&self, device: Device) -> String {
         let version = env!("CARGO_PKG_VERSION");
         let precision = match self.cpu.precision {
             Precision::Fast => "fast",
@@ -411,7 +478,7 @@ fn gpu_options(cpu: &CpuOptions, adapter: Option<&Adapter>, options: &LoadOption
             folder.join(format!("pipelines-{name}.bin"))
         }),
         binding_limit: adapter.map(|adapter| adapter.max_binding),
-        subgroups: None,
+        ..GpuOptions::default()
     }
 }
 

@@ -53,19 +53,31 @@ impl Probe {
         }
         b.block(BlockKind::FeedForward(0), vec![], vec![]);
         for layer in 0..n {
-            let attention = vec![
-                Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
-                Step::Qkv { q, k, v },
-                Step::Rope { rope: 0 },
-                Step::StoreKv { layer },
-                Step::Attend { layer, scale: 0.125, window: None },
-                Step::Linear { linear: out, input: Reg::A, output: Reg::X, add: true },
-            ];
-            let weights = vec![norm.weight, q.weight, k.weight, v.weight, out.weight];
-            b.block(BlockKind::Attention(layer), weights, attention);
+            b.attention(layer, norm, [q, k, v, out]);
             b.feed_forward(layer, norm, [gate, up, down]);
         }
         b.finish(n, registers)
+    }
+
+    /// A small model of F16 weights, for tests of the planner.
+    #[cfg(test)]
+    pub(super) fn model(n_layer: usize) -> Result<Probe> {
+        let registers = Registers { n_embd: SMALL, n_q: GROUP * HEAD_DIM, n_kv: HEAD_DIM, n_ff: SMALL, n_expert: 0 };
+        let mut b = Builder::default();
+        let table = b.tensor("table", WeightRole::Table, GgmlType::F16, &[SMALL, 1]);
+        b.block(BlockKind::Embed, vec![table], vec![Step::Embed { table, scale: 1.0 }]);
+        for layer in 0..n_layer {
+            let norm = b.vector(&format!("norm.{layer}"), SMALL);
+            let mut matrix = |name: &str| b.matrix(&format!("{name}.{layer}"), GgmlType::F16, SMALL, SMALL);
+            let [k, v, gate, up, down] = ["k", "v", "gate", "up", "down"].map(&mut matrix);
+            let q = b.matrix(&format!("q.{layer}"), GgmlType::F16, SMALL, registers.n_q);
+            let out = b.matrix(&format!("out.{layer}"), GgmlType::F16, registers.n_q, SMALL);
+            b.attention(layer, norm, [q, k, v, out]);
+            b.feed_forward(layer, norm, [gate, up, down]);
+        }
+        let head = b.matrix("head", GgmlType::F16, SMALL, 1);
+        b.block(BlockKind::Head, vec![head.weight], vec![Step::Logits { linear: head, soft_cap: None }]);
+        b.finish(n_layer, registers)
     }
 
     /// The blocks of [`Probe::layers`] that only fill the caches.
@@ -150,6 +162,19 @@ impl Builder {
         let (n_in, n_out) = (dims[0], dims.get(1).copied().unwrap_or(1));
         self.weights.push(Weight { tensor: name.to_owned(), role, n_in, n_out });
         WeightId(self.weights.len() - 1)
+    }
+
+    fn attention(&mut self, layer: usize, norm: Vector, [q, k, v, out]: [Linear; 4]) {
+        let steps = vec![
+            Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
+            Step::Qkv { q, k, v },
+            Step::Rope { rope: 0 },
+            Step::StoreKv { layer },
+            Step::Attend { layer, scale: 0.125, window: None },
+            Step::Linear { linear: out, input: Reg::A, output: Reg::X, add: true },
+        ];
+        let weights = vec![norm.weight, q.weight, k.weight, v.weight, out.weight];
+        self.block(BlockKind::Attention(layer), weights, steps);
     }
 
     fn feed_forward(&mut self, layer: usize, norm: Vector, [gate, up, down]: [Linear; 3]) {

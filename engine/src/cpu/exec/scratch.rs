@@ -136,6 +136,11 @@ impl Scratch {
         self.sizes.bytes()
     }
 
+    /// A register's rows, as the last batch left them; X is the caller's.
+    pub(in crate::cpu) fn register(&self, reg: Reg) -> &[f32] {
+        &self.registers[slot(reg)]
+    }
+
     /// Makes room for a batch of `n` tokens, and computes its rotation angles.
     pub(super) fn prepare(&mut self, program: &Program, start: usize, n: usize) {
         if n > self.sizes.n {

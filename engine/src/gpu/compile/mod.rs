@@ -92,7 +92,7 @@ impl<'a> Compiler<'a> {
         options: &'a GpuOptions,
         tuning: Tuning,
     ) -> Compiler<'a> {
-        let pipelines = Pipelines::new(gpu, options.pipeline_cache.as_deref());
+        let pipelines = Pipelines::new(gpu, options.pipeline_cache.as_deref(), options.edit_kernel);
         Compiler { program, layout, buffers, options, tuning, pipelines }
     }
 
