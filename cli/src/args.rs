@@ -8,7 +8,7 @@ use tandem_engine::cpu::IsaLevel;
 use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
-use crate::commands::{bench, chat, completions, info, logits, pull, run, template, tokenize};
+use crate::commands::{bench, chat, completions, info, logits, pull, quantize, run, template, tokenize};
 use crate::exit::Failure;
 use crate::fetch;
 use crate::threads::physical_cores;
@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Template(template::TemplateArgs),
     /// Write the logits of given tokens to a file
     Logits(logits::LogitsArgs),
+    /// Make a smaller model of a model: quantize its weights
+    Quantize(quantize::QuantizeArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff)

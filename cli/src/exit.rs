@@ -99,6 +99,11 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<tandem_engine::Error>() {
         return Some(code_of_engine(error));
     }
+    match cause.downcast_ref::<tandem_loader::Error>() {
+        Some(tandem_loader::Error::Write { .. }) => return Some(FAILURE),
+        Some(tandem_loader::Error::Exists { .. }) => return Some(USAGE),
+        _ => {}
+    }
     // The templates of model files that are not even valid; what they refuse at run time is no fault of the file.
     if let Some(error) = cause.downcast_ref::<TemplateError>() {
         let of_file = matches!(error, TemplateError::Metadata(_) | TemplateError::UnknownName { .. });

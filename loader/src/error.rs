@@ -16,6 +16,20 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file could not be written; nothing is left under its name.
+    #[error("cannot write {path}: {source}", path = path.display())]
+    Write {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is in the way of one to be written.
+    #[error("{path} exists already; give another name, or remove it first", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// The bytes are not a GGUF file this loader reads (wrong magic, version or byte order).
     #[error("{path}: {message}", path = path.display())]
     NotGguf {
@@ -49,6 +63,22 @@ pub enum Error {
     Metadata {
         /// The key.
         key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tensor cannot be encoded as asked.
+    #[error("tensor `{tensor}`: {message}")]
+    Encode {
+        /// The tensor.
+        tensor: String,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// An importance matrix cannot be used.
+    #[error("{path}: {message}", path = path.display())]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
         /// What is wrong with it.
         message: String,
     },

@@ -12,7 +12,7 @@ use crate::quant;
 use crate::source::Source;
 use crate::split;
 
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(crate) const DEFAULT_ALIGNMENT: u64 = 32;
 /// Most tensors, and most metadata entries, in one file: more than any model has, so that a damaged count in a large
 /// file does not fill the memory.
 const MAX_ENTRIES: u64 = 1 << 20;

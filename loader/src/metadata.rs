@@ -242,7 +242,21 @@ impl ArrayValue {
         self.element
     }
 
-    fn raw(&self) -> &[u8] {
+    /// An array made here, of strings.
+    pub fn of_strings<T: AsRef<[u8]>>(strings: impl IntoIterator<Item = T>) -> ArrayValue {
+        let mut bytes = Vec::new();
+        let mut len = 0;
+        for text in strings {
+            let text = text.as_ref();
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text);
+            len += 1;
+        }
+        ArrayValue { element: ValueType::String, len, bytes: 0..bytes.len(), source: Source::owned(bytes) }
+    }
+
+    /// The elements as the file holds them: little-endian numbers, or strings each after its length.
+    pub(crate) fn raw(&self) -> &[u8] {
         &self.source.bytes()[self.bytes.clone()]
     }
 
@@ -289,17 +303,17 @@ impl<'a> Iterator for Strings<'a> {
 impl ExactSizeIterator for Strings<'_> {}
 
 /// The key-value section of a file, in file order.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Metadata {
     entries: Vec<Entry>,
     index: HashMap<String, usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     key: String,
     value: Value,
-    /// Byte offset of the key in the file.
+    /// Byte offset of the key in the file; 0 for one set here.
     offset: usize,
 }
 
@@ -322,6 +336,25 @@ impl Metadata {
             meta.entries.push(Entry { key, value, offset });
         }
         Ok(meta)
+    }
+
+    /// Sets `key`: in its place where it is there, at the end otherwise.
+    pub fn set(&mut self, key: &str, value: Value) {
+        match self.index.get(key) {
+            Some(&i) => self.entries[i] = Entry { key: key.to_owned(), value, offset: 0 },
+            None => {
+                self.index.insert(key.to_owned(), self.entries.len());
+                self.entries.push(Entry { key: key.to_owned(), value, offset: 0 });
+            }
+        }
+    }
+
+    /// Removes `key`, if it is there. The order of the others stays.
+    pub fn remove(&mut self, key: &str) {
+        if let Some(at) = self.index.remove(key) {
+            self.entries.remove(at);
+            self.index.values_mut().filter(|i| **i > at).for_each(|i| *i -= 1);
+        }
     }
 
     /// All entries, in file order.

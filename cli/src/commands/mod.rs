@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod info;
 pub(crate) mod logits;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod template;
 pub(crate) mod tokenize;
@@ -26,6 +27,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Tokenize(args) => tokenize::run(&args, ui, &interrupt),
         Command::Template(args) => template::run(&args, ui, &interrupt),
         Command::Logits(args) => logits::run(&args, ui, &mut interrupt),
+        Command::Quantize(args) => quantize::run(&args, ui, &mut interrupt),
         Command::Completions(args) => completions::run(&args),
         Command::Man => completions::man(),
     }
