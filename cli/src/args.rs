@@ -1,16 +1,18 @@
 //! The arguments: what every command shares. Options of one command are in its own file.
 
 use std::ffi::{OsStr, OsString};
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tandem_engine::cpu::IsaLevel;
+use tandem_engine::placement::GpuLayers;
 use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
-use crate::commands::{bench, chat, completions, info, logits, pull, quantize, run, template, tokenize};
-use crate::exit::Failure;
+use crate::commands::{
+    bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, quantize, run, template, tokenize,
+};
 use crate::fetch;
+use crate::placement::{PlacementArgs, cache_folder};
 use crate::threads::physical_cores;
 
 /// Runs large language models (GGUF files) on this machine.
@@ -42,6 +44,10 @@ pub(crate) enum Command {
     Bench(bench::BenchArgs),
     /// Show what is in a model file
     Info(info::InfoArgs),
+    /// Show the CPU and the GPUs
+    Devices(devices::DevicesArgs),
+    /// Show what would run where, in how much memory and how fast, without loading the model
+    Plan(plan::PlanArgs),
     /// Fetch a model, or list what is here
     Pull(pull::PullArgs),
     /// Turn text into token ids, or back
@@ -50,6 +56,12 @@ pub(crate) enum Command {
     Template(template::TemplateArgs),
     /// Write the logits of given tokens to a file
     Logits(logits::LogitsArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
+    /// Compare two models over a text, and their weights
+    Compare(compare::CompareArgs),
+    /// Gather from a text how important each column of each matrix is
+    Imatrix(imatrix::ImatrixArgs),
     /// Make a smaller model of a model: quantize its weights
     Quantize(quantize::QuantizeArgs),
     /// Print a completion script for a shell
@@ -80,14 +92,13 @@ pub(crate) struct LoadArgs {
     /// CPU threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
-    /// Layers on the GPU: a number, auto or all (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     pub(crate) gpu_layers: GpuLayers,
     #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+    #[command(flatten)]
     pub(crate) context: ContextArgs,
-    /// An error where something cannot be placed as asked
-    #[arg(long)]
-    pub(crate) strict_placement: bool,
     /// Highest CPU instruction set to use, for tests and comparisons
     #[arg(long, value_name = "ISA", hide_short_help = true)]
     pub(crate) cpu_isa: Option<CpuIsa>,
@@ -96,7 +107,8 @@ pub(crate) struct LoadArgs {
 /// Context length, and how numbers in it are stored.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ContextArgs {
-    /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need]
+    /// Context length in tokens [default: the smaller of the model's own and 8192; bench and logits: what they need;
+    /// perplexity, compare and imatrix: 512]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) ctx: Option<usize>,
     /// Type of the K and V cache
@@ -109,18 +121,17 @@ pub(crate) struct ContextArgs {
 
 impl LoadArgs {
     /// The engine's options.
-    ///
-    /// # Errors
-    /// A placement that cannot be had.
-    pub(crate) fn options(&self) -> anyhow::Result<LoadOptions> {
-        self.gpu_layers.check()?;
-        Ok(LoadOptions {
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions {
             threads: Some(self.threads.unwrap_or_else(physical_cores)),
             n_ctx: self.context.ctx,
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
-        })
+            wanted: self.placement.wanted(self.gpu_layers),
+            cache_folder: cache_folder(),
+            ..LoadOptions::default()
+        }
     }
 }
 
@@ -154,51 +165,6 @@ impl From<CpuIsa> for IsaLevel {
             CpuIsa::Scalar => IsaLevel::Scalar,
             CpuIsa::Avx2 => IsaLevel::Avx2,
             CpuIsa::Avx512 => IsaLevel::Avx512,
-        }
-    }
-}
-
-/// `-ngl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GpuLayers {
-    /// As many as fit, none without a GPU.
-    Auto,
-    /// All.
-    All,
-    /// This many.
-    Count(usize),
-}
-
-impl GpuLayers {
-    /// An error where a GPU is asked for: there is no backend for one yet, and nothing falls back silently.
-    pub(crate) fn check(self) -> anyhow::Result<()> {
-        match self {
-            GpuLayers::Auto | GpuLayers::Count(0) => Ok(()),
-            GpuLayers::All | GpuLayers::Count(_) => Err(Failure::placement(format!(
-                "cannot place layers on a GPU (-ngl {self}): this version has no GPU backend; use -ngl 0 or -ngl auto"
-            ))),
-        }
-    }
-}
-
-impl FromStr for GpuLayers {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<GpuLayers, String> {
-        match text {
-            "auto" => Ok(GpuLayers::Auto),
-            "all" => Ok(GpuLayers::All),
-            _ => text.parse().map(GpuLayers::Count).map_err(|_| "give a number, `auto` or `all`".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for GpuLayers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            GpuLayers::Auto => f.write_str("auto"),
-            GpuLayers::All => f.write_str("all"),
-            GpuLayers::Count(n) => write!(f, "{n}"),
         }
     }
 }

@@ -43,11 +43,6 @@ impl Failure {
         Failure { code: MODEL, message: message.into() }.into()
     }
 
-    /// The model cannot be placed as asked.
-    pub(crate) fn placement(message: impl Into<String>) -> anyhow::Error {
-        Failure { code: PLACEMENT, message: message.into() }.into()
-    }
-
     /// Stopped by Ctrl-C; nothing more to say.
     pub(crate) fn interrupted() -> anyhow::Error {
         Failure { code: INTERRUPTED, message: "interrupted".to_owned() }.into()
@@ -127,8 +122,20 @@ fn code_of_engine(error: &tandem_engine::Error) -> u8 {
     use tandem_engine::Error;
     match error {
         Error::Loader(_) | Error::Models(_) => MODEL,
-        Error::OutOfMemory { .. } => PLACEMENT,
+        Error::OutOfMemory { .. } | Error::Placement(_) => PLACEMENT,
+        #[cfg(feature = "gpu")]
+        Error::Gpu(error) => code_of_gpu(error),
         Error::Interrupted => INTERRUPTED,
         Error::ContextFull { .. } | Error::BadToken { .. } | Error::Threads { .. } => FAILURE,
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn code_of_gpu(error: &tandem_engine::gpu::GpuError) -> u8 {
+    use tandem_engine::gpu::GpuError;
+    match error {
+        GpuError::NoAdapter | GpuError::NoSuchAdapter { .. } | GpuError::Unusable { .. } => PLACEMENT,
+        GpuError::Open { .. } | GpuError::OutOfMemory { .. } | GpuError::Unsupported { .. } => PLACEMENT,
+        GpuError::Lost { .. } | GpuError::Failed { .. } => FAILURE,
     }
 }

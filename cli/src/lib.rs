@@ -11,9 +11,11 @@ mod ids;
 mod interrupt;
 mod open;
 mod output;
+mod placement;
 mod prompt;
 mod threads;
 mod ui;
+mod windows;
 
 use std::process::ExitCode;
 
@@ -21,6 +23,7 @@ use clap::Parser;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    quiet_drivers();
     let cli = match args::Cli::try_parse_from(args::with_long_options(std::env::args_os())) {
         Ok(cli) => cli,
         // Usage errors, and help and version, which clap treats alike. A closed pipe is no reason to complain.
@@ -31,4 +34,13 @@ pub fn main() -> ExitCode {
     };
     let ui = ui::Ui::new(cli.quiet, cli.verbose);
     exit::report(&ui, commands::run(cli.command, &ui))
+}
+
+/// Gives graphics drivers the folder they expect: some print an error to stderr where a session has none.
+fn quiet_drivers() {
+    const NAME: &str = "XDG_RUNTIME_DIR";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: the first thing the process does: no other thread reads or writes the environment.
+        unsafe { std::env::set_var(NAME, std::env::temp_dir()) };
+    }
 }

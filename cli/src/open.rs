@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tandem_engine::placement::Measure;
 use tandem_engine::{LoadOptions, Model, Session};
 use tandem_loader::Gguf;
 use tandem_models::template::ChatTemplate;
@@ -12,7 +13,8 @@ use tandem_models::tokenizer::Tokenizer;
 use crate::args::ModelArgs;
 use crate::fetch::{self, FetchOptions};
 use crate::interrupt::Interrupt;
-use crate::ui::{self, FetchProgress, Ui};
+use crate::placement;
+use crate::ui::{FetchProgress, Ui};
 
 /// Loading that takes longer than this shows a bar.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -65,51 +67,52 @@ pub(crate) fn load(
     Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
 }
 
-/// Loads weights only, for what works on token ids.
+/// Loads weights only, for what works on token ids. Ctrl-C stops its evaluations.
 pub(crate) fn load_session(
     gguf: Arc<Gguf>,
     options: &LoadOptions,
     ui: &Ui,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Session> {
+    let session = Session::new(load_model(gguf, options, ui, interrupt)?);
+    interrupt.watch(session.interrupt())?;
+    Ok(session)
+}
+
+/// Loads weights, and says where they are.
+pub(crate) fn load_model(
+    gguf: Arc<Gguf>,
+    options: &LoadOptions,
+    ui: &Ui,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Model> {
     let start = Instant::now();
     let path = shown(&gguf);
     let mut bar = None;
-    let model = Model::load(gguf, options, &mut |done, total| {
+    let mut progress = |done, total| {
         if bar.is_none() && start.elapsed() > PATIENCE {
             bar = Some(ui.bar("loading", Some(total)));
         }
         if let Some(bar) = &bar {
             bar.set_position(done);
         }
-    });
+    };
+    let model =
+        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, options, speeds, &mut progress));
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
     let model = model.context(path)?;
     interrupt.check()?;
     describe(&model, ui);
-    let session = Session::new(model);
-    interrupt.watch(session.interrupt())?;
-    Ok(session)
+    Ok(model)
 }
 
 /// The placement line, and warnings.
 fn describe(model: &Model, ui: &Ui) {
+    placement::warn(model.plan(), ui);
+    placement::describe(model, ui);
     let program = model.program();
-    let memory = model.memory();
-    ui.note(format_args!(
-        "{}; {}; context {}",
-        model.placement().describe(program),
-        model.backend_names().join(", "),
-        model.n_ctx()
-    ));
-    ui.detail(format_args!(
-        "memory: weights {}, KV cache {}, scratch {}",
-        ui::bytes(memory.weights as u64),
-        ui::bytes(memory.kv_cache as u64),
-        ui::bytes(memory.scratch as u64)
-    ));
     let trained = program.hparams.n_ctx_train;
     if model.n_ctx() > trained {
         ui.warn(format_args!("the model was trained for {trained} tokens; answers get worse beyond them"));

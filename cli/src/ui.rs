@@ -86,11 +86,26 @@ impl Ui {
             Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             None => "{msg} {spinner} {bytes} {bytes_per_sec}",
         };
+        self.style(&bar, template);
+        bar.set_message(what.to_owned());
+        bar
+    }
+
+    /// A bar for `n` steps of `what` on the terminal, nothing elsewhere.
+    pub(crate) fn steps(&self, what: &str, n: usize) -> ProgressBar {
+        if self.quiet || !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(n as u64), ProgressDrawTarget::stderr());
+        self.style(&bar, "{msg} {wide_bar} {pos}/{len} {eta}");
+        bar.set_message(what.to_owned());
+        bar
+    }
+
+    fn style(&self, bar: &ProgressBar, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars(if self.colour { "━╸ " } else { "=> " }));
         }
-        bar.set_message(what.to_owned());
-        bar
     }
 }
 
@@ -147,14 +162,7 @@ impl Progress for FetchProgress<'_> {
 
 /// A size for people: `93.8 MiB`.
 pub(crate) fn bytes(n: u64) -> String {
-    let mut value = n as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
+    tandem_engine::placement::Bytes(n).to_string()
 }
 
 /// A duration for people: `0.42 s`, `120 ms`.

@@ -46,6 +46,13 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
+    /// The GPU cannot be used, or failed.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(#[from] crate::gpu::GpuError),
+    /// Something cannot be placed as asked.
+    #[error("{0}")]
+    Placement(String),
     /// Evaluation was stopped by the caller.
     #[error("interrupted")]
     Interrupted,

@@ -9,15 +9,20 @@ pub mod backend;
 pub mod cpu;
 mod error;
 pub mod generate;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+mod inputs;
 mod model;
 pub mod placement;
 pub mod reference;
 pub mod sampler;
+pub mod score;
 mod session;
 
 pub use backend::{Backend, Batch, MemoryReport};
 pub use error::{Error, Result};
 pub use generate::{GenerateError, GenerateOptions, Generation, StopReason, generate};
+pub use inputs::{InputSquares, MatrixInputs};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
-pub use placement::Placement;
+pub use placement::{Device, Placement, Plan};
 pub use session::{DEFAULT_BATCH, Outputs, Session};

@@ -1,15 +1,16 @@
 //! Loading a model: program, placement, backends.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use tandem_loader::Gguf;
 use tandem_models::Program;
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
-use crate::cpu::{CpuBackend, CpuOptions, IsaLevel};
+use crate::cpu::{CpuBackend, IsaLevel};
 use crate::error::Result;
-use crate::placement::{Device, Placement};
+use crate::inputs::InputSquares;
+use crate::placement::{Device, Placement, Plan, Speeds, Wanted, adapter};
 
 /// Context length used when neither the user nor the model asks for less.
 pub const DEFAULT_CTX: usize = 8192;
@@ -76,46 +77,74 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// Highest CPU instruction set to use, for tests and comparisons.
     pub isa: Option<IsaLevel>,
+    /// Where the CPU backend adds the squares of all inputs of matrices; it costs nothing where there is none.
+    pub inputs: Option<Arc<Mutex<InputSquares>>>,
+    /// What runs where.
+    pub wanted: Wanted,
+    /// Folder that compiled GPU kernels are kept in.
+    pub cache_folder: Option<PathBuf>,
 }
 
 /// A loaded model, ready to evaluate one sequence.
 pub struct Model {
     gguf: Arc<Gguf>,
-    program: Arc<Program>,
-    placement: Placement,
+    plan: Plan,
     backends: Vec<(Device, Box<dyn Backend>)>,
-    n_ctx: usize,
-    n_threads: usize,
 }
 
 impl Model {
-    /// Loads all weights. `progress` is called with bytes done and bytes in total.
+    /// Plans and loads. `progress` is called with bytes done and bytes in total.
     ///
     /// # Errors
-    /// An unsupported or damaged file; no memory.
+    /// Those of [`Plan::new`] and [`Model::from_plan`].
     pub fn load(gguf: Arc<Gguf>, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
-        let program = Arc::new(Program::from_gguf(&gguf)?);
-        let placement = Placement::cpu(&program);
-        let n_ctx = options.n_ctx.unwrap_or(program.hparams.n_ctx_train.min(DEFAULT_CTX)).max(1);
-        let n_threads = options.threads.unwrap_or_else(available_threads).max(1);
-        let cpu = CpuOptions {
-            threads: n_threads,
-            precision: options.precision,
-            kv_type: if options.precision == Precision::Exact { KvType::F32 } else { options.kv_type },
-            n_ctx,
-            isa: options.isa,
-        };
+        Model::load_with(gguf, options, &mut Speeds::default(), progress)
+    }
+
+    /// As [`Model::load`], with figures of devices that were measured before. Where the GPU refuses and it may be done
+    /// without, or with less of it, that is done, and the plan's notes say so.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`] and [`Model::from_plan`].
+    pub fn load_with(
+        gguf: Arc<Gguf>,
+        options: &LoadOptions,
+        speeds: &mut Speeds<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Model> {
+        let mut plan = Plan::new(&gguf, options, speeds)?;
+        loop {
+            match Model::from_plan(gguf.clone(), plan.clone(), progress) {
+                Err(error) => plan = plan.retreat(&gguf, options, speeds, error)?,
+                model => return model,
+            }
+        }
+    }
+
+    /// Loads all weights, each where the plan says. `progress` is called with bytes done and bytes in total.
+    ///
+    /// # Errors
+    /// A damaged file; no memory; a device that cannot be used.
+    pub fn from_plan(gguf: Arc<Gguf>, plan: Plan, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
+        let program = &plan.program;
         let total = program.weights.iter().filter_map(|w| gguf.tensor(&w.tensor)).map(|t| t.n_bytes() as u64).sum();
         let mut done = 0;
-        let mut backends: Vec<(Device, Box<dyn Backend>)> = Vec::new();
-        let runs = placement.runs.iter().filter(|(device, _)| *device == Device::Cpu);
-        let blocks: Vec<Range<usize>> = runs.map(|(_, blocks)| blocks.clone()).collect();
-        let backend = CpuBackend::load(&gguf, &program, &blocks, cpu, &mut |bytes| {
+        let mut progress = |bytes: u64| {
             done += bytes;
             progress(done, total);
-        })?;
-        backends.push((Device::Cpu, Box::new(backend)));
-        Ok(Model { gguf, program, placement, backends, n_ctx, n_threads })
+        };
+        let mut backends = Vec::new();
+        // The GPU first: it is the one that may refuse.
+        for device in plan.placement.devices_in_use().into_iter().rev() {
+            let blocks = plan.placement.blocks_on(device);
+            let backend: Box<dyn Backend> = match device {
+                Device::Cpu => Box::new(CpuBackend::load(&gguf, program, &blocks, plan.cpu.clone(), &mut progress)?),
+                Device::Gpu => adapter::load(&gguf, program, &blocks, &plan.gpu, &mut progress)?,
+            };
+            backends.push((device, backend));
+        }
+        backends.reverse();
+        Ok(Model { gguf, plan, backends })
     }
 
     /// The open file.
@@ -125,27 +154,37 @@ impl Model {
 
     /// The model as data.
     pub fn program(&self) -> &Program {
-        &self.program
+        &self.plan.program
+    }
+
+    /// The plan it was loaded by.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What runs where.
     pub fn placement(&self) -> &Placement {
-        &self.placement
+        &self.plan.placement
     }
 
     /// Positions of the KV cache.
     pub fn n_ctx(&self) -> usize {
-        self.n_ctx
+        self.plan.n_ctx
     }
 
     /// CPU threads in use.
     pub fn n_threads(&self) -> usize {
-        self.n_threads
+        self.plan.cpu.threads
     }
 
     /// Names of the backends in use.
     pub fn backend_names(&self) -> Vec<&str> {
         self.backends.iter().map(|(_, b)| b.name()).collect()
+    }
+
+    /// Bytes held by each backend.
+    pub fn memory_by_device(&self) -> impl Iterator<Item = (Device, MemoryReport)> {
+        self.backends.iter().map(|(device, backend)| (*device, backend.memory()))
     }
 
     /// Bytes held by all backends together.
@@ -159,16 +198,11 @@ impl Model {
 
     /// Runs the whole program over a batch, device by device.
     pub(crate) fn forward(&mut self, batch: &Batch<'_>, hidden: &mut Hidden) -> Result<()> {
-        for (device, blocks) in &self.placement.runs {
+        for (device, blocks) in &self.plan.placement.runs {
             for (_, backend) in self.backends.iter_mut().filter(|(d, _)| d == device) {
                 backend.run(blocks.clone(), batch, hidden)?;
             }
         }
         Ok(())
     }
-}
-
-/// Cores this process may use.
-fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }

@@ -2,16 +2,19 @@
 //!
 //! Weights are dequantized to f32, sums are f64, the cache is f32. Every fast path is tested against this, block by block.
 
+use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use tandem_loader::Gguf;
-use tandem_models::{Activation, Linear, Program, Reg, Rope, RopePairing, Step, Vector, WeightId};
+use tandem_models::{Activation, Linear, Program, Reg, Rope, RopePairing, Step, Vector, Weight, WeightId};
 
 use crate::backend::Hidden;
 use crate::error::Result;
+use crate::inputs::InputSquares;
 
 /// Contents of the registers for one batch: `[n_tokens, width]`, row-major.
-type RegisterFile = HashMap<Reg, Vec<f32>>;
+pub(crate) type RegisterFile = HashMap<Reg, Vec<f32>>;
 
 /// A model held as f32, and its cache.
 pub struct Reference {
@@ -19,6 +22,8 @@ pub struct Reference {
     weights: Vec<Vec<f32>>,
     /// Keys and values of each layer, `[n_positions, n_head_kv * head_dim]`.
     cache: Vec<(Vec<f32>, Vec<f32>)>,
+    /// What has gone into the matrices.
+    inputs: RefCell<InputSquares>,
 }
 
 impl Reference {
@@ -30,7 +35,13 @@ impl Reference {
         };
         let weights = program.weights.iter().map(load).collect::<Result<_>>()?;
         let cache = vec![Default::default(); program.hparams.n_layer];
-        Ok(Reference { program: program.clone(), weights, cache })
+        let inputs = RefCell::new(InputSquares::new(program));
+        Ok(Reference { program: program.clone(), weights, cache, inputs })
+    }
+
+    /// Sums of squares of everything that has gone into a matrix.
+    pub fn inputs(&self) -> InputSquares {
+        self.inputs.borrow().clone()
     }
 
     /// Evaluates `tokens` after what is in the cache; logits of every token, `[n_tokens, n_vocab]`.
@@ -52,7 +63,7 @@ impl Reference {
     }
 
     /// Runs one step. Positions are those after the step's layer's cache.
-    fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
+    pub(crate) fn step(&mut self, step: &Step, tokens: &[u32], regs: &mut RegisterFile, logits: &mut Vec<f32>) {
         match step {
             Step::Embed { table, scale } => {
                 let n_embd = self.program.hparams.n_embd;
@@ -104,6 +115,29 @@ impl Reference {
                 let up = self.linear(up, &regs[&Reg::H]);
                 regs.insert(Reg::F, gate.iter().zip(&up).map(|(g, u)| activate(*act, *g) * u).collect());
             }
+            Step::Route { router, normalize } => {
+                let logits = self.linear(router, &regs[&Reg::H]);
+                let hp = &self.program.hparams;
+                let rows = logits.chunks_exact(hp.n_expert);
+                regs.insert(Reg::R, rows.flat_map(|row| route(row, hp.n_expert_used, *normalize)).collect());
+            }
+            Step::ExpertGlu { gate, up, act } => {
+                let out = self.expert_glu(*gate, *up, *act, regs);
+                regs.insert(Reg::F, out);
+            }
+            Step::ExpertDown { down, output, add } => {
+                let out = self.expert_down(*down, regs);
+                write(regs, *output, out, *add);
+            }
+            Step::SigmoidGate { weight, n_ff } => {
+                let weight = self.vector(*weight);
+                let gates: Vec<f32> =
+                    regs[&Reg::H].chunks_exact(weight.len()).flat_map(|x| product(weight, x)).collect();
+                let hidden = regs.get_mut(&Reg::F).into_iter().flat_map(|f| f.chunks_exact_mut(*n_ff));
+                for (row, gate) in hidden.zip(gates) {
+                    row.iter_mut().for_each(|x| *x /= 1.0 + (-gate).exp());
+                }
+            }
             Step::Logits { linear, soft_cap } => {
                 *logits = self.linear(linear, &regs[&Reg::H]);
                 if let Some(cap) = soft_cap {
@@ -134,13 +168,51 @@ impl Reference {
         let matrix = self.vector(linear.weight);
         let mut out = Vec::new();
         for x in input.chunks_exact(shape.n_in) {
-            for (r, w) in matrix.chunks_exact(shape.n_in).enumerate() {
-                let dot: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-                let bias = linear.bias.map_or(0.0, |b| self.vector(b)[r]);
-                out.push(dot as f32 + bias);
+            self.inputs.borrow_mut().add(linear.weight, 0, x);
+            let bias = |r: usize| linear.bias.map_or(0.0, |b| self.vector(b)[r]);
+            out.extend(product(matrix, x).enumerate().map(|(r, y)| y + bias(r)));
+        }
+        out
+    }
+
+    /// For each token, the hidden of the experts it has chosen, one after another.
+    fn expert_glu(&self, gate: WeightId, up: WeightId, act: Activation, regs: &RegisterFile) -> Vec<f32> {
+        let mut out = Vec::new();
+        for (x, weights) in regs[&Reg::H].chunks_exact(self.program.hparams.n_embd).zip(self.routing(regs)) {
+            for (e, _) in chosen(weights) {
+                let (gate, up) = (self.expert(gate, e, x), self.expert(up, e, x));
+                out.extend(gate.iter().zip(&up).map(|(g, u)| activate(act, *g) * u));
             }
         }
         out
+    }
+
+    /// For each token, the weighted sum of what its experts make of their hidden.
+    fn expert_down(&self, down: WeightId, regs: &RegisterFile) -> Vec<f32> {
+        let Weight { n_in, n_out, .. } = *self.program.weight(down);
+        let mut hidden = regs[&Reg::F].chunks_exact(n_in);
+        let mut out = Vec::new();
+        for weights in self.routing(regs) {
+            let mut sum = vec![0.0; n_out];
+            for ((e, weight), hidden) in chosen(weights).zip(&mut hidden) {
+                let y = self.expert(down, e, hidden);
+                sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
+            }
+            out.extend(sum.iter().map(|y| *y as f32));
+        }
+        out
+    }
+
+    /// `W x` of one expert.
+    fn expert(&self, weight: WeightId, expert: usize, x: &[f32]) -> Vec<f32> {
+        self.inputs.borrow_mut().add(weight, expert, x);
+        let size = x.len() * self.program.weight(weight).n_out;
+        product(&self.vector(weight)[expert * size..][..size], x).collect()
+    }
+
+    /// The rows of register R.
+    fn routing<'a>(&self, regs: &'a RegisterFile) -> std::slice::ChunksExact<'a, f32> {
+        regs[&Reg::R].chunks_exact(self.program.hparams.n_expert)
     }
 
     fn attend(&self, layer: usize, q: &[f32], n_tokens: usize, scale: f32, window: Option<usize>) -> Vec<f32> {
@@ -170,6 +242,32 @@ impl Reference {
         }
         out
     }
+}
+
+/// The rows of `W x`.
+fn product<'a>(matrix: &'a [f32], x: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+    let dot = move |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+    matrix.chunks_exact(x.len()).map(move |row| dot(row) as f32)
+}
+
+/// The weights of all experts for one token: softmax of the logits for those chosen, 0 for the others.
+fn route(logits: &[f32], n_used: usize, normalize: bool) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|x| (f64::from(*x) - f64::from(max)).exp()).collect();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    // The sort keeps the order of equal ones. What is no number comes first, so that it shows in the result.
+    let key = |e: usize| if logits[e].is_nan() { f32::INFINITY } else { logits[e] };
+    order.sort_by(|a, b| key(*b).partial_cmp(&key(*a)).unwrap_or(Ordering::Equal));
+    let chosen = &order[..n_used];
+    let sum: f64 = if normalize { chosen.iter().map(|e| exps[*e]).sum() } else { exps.iter().sum() };
+    let mut weights = vec![0.0; logits.len()];
+    chosen.iter().for_each(|e| weights[*e] = (exps[*e] / sum) as f32);
+    weights
+}
+
+/// The experts of a row of register R that have a weight, and their weights.
+fn chosen(weights: &[f32]) -> impl Iterator<Item = (usize, f32)> {
+    weights.iter().copied().enumerate().filter(|(_, weight)| *weight != 0.0)
 }
 
 fn write(regs: &mut RegisterFile, reg: Reg, values: Vec<f32>, add: bool) {

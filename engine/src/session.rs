@@ -1,5 +1,6 @@
 //! One sequence of tokens over a model.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -84,12 +85,36 @@ impl Session {
     /// # Errors
     /// As for [`Session::eval`].
     pub fn eval_all(&mut self, tokens: &[u32], mut row: impl FnMut(&[f32])) -> Result<()> {
-        self.check(tokens)?;
         let n_vocab = self.model.program().hparams.n_vocab;
-        let batch = self.batch.min(MAX_LOGITS / n_vocab).max(1);
-        for part in tokens.chunks(batch) {
-            self.run(part, (0, part.len()))?;
-            self.hidden.logits.chunks_exact(n_vocab).for_each(&mut row);
+        self.eval_rows(tokens, 0..tokens.len(), |_, logits| logits.chunks_exact(n_vocab).for_each(&mut row))
+    }
+
+    /// Most rows of logits that are kept at a time; at least 1.
+    pub fn rows_at_once(&self) -> usize {
+        (MAX_LOGITS / self.model.program().hparams.n_vocab).max(1)
+    }
+
+    /// Evaluates tokens and gives the logits of those in `rows` (indices into `tokens`) to `take`, in order: the first
+    /// row's index, and the logits of as many rows as were evaluated together, `[n, n_vocab]`.
+    ///
+    /// # Errors
+    /// As for [`Session::eval`].
+    pub fn eval_rows(&mut self, tokens: &[u32], rows: Range<usize>, mut take: impl FnMut(usize, &[f32])) -> Result<()> {
+        self.check(tokens)?;
+        let most_rows = self.rows_at_once();
+        let mut at = 0;
+        while at < tokens.len() {
+            let mut end = tokens.len().min(at + self.batch);
+            if end > rows.start && at < rows.end {
+                // As many rows as may be kept, after those that are not wanted.
+                end = end.min(at.max(rows.start) + most_rows);
+            }
+            let wanted = (rows.start.clamp(at, end), rows.end.clamp(at, end));
+            self.run(&tokens[at..end], (wanted.0 - at, wanted.1.max(wanted.0) - at))?;
+            if wanted.0 < wanted.1 {
+                take(wanted.0, &self.hidden.logits);
+            }
+            at = end;
         }
         Ok(())
     }

@@ -24,6 +24,10 @@ pub(crate) struct Builder<'a> {
     /// Prefix of tensor names in the current block: `blk.3.` or nothing.
     prefix: String,
     layer: usize,
+    /// Width of the widest feed-forward hidden so far.
+    width_f: usize,
+    /// Number of experts, once there was a router.
+    width_r: usize,
     error: Option<Error>,
 }
 
@@ -40,6 +44,8 @@ impl<'a> Builder<'a> {
             block_weights: Vec::new(),
             prefix: String::new(),
             layer: 0,
+            width_f: 1,
+            width_r: 0,
             error: None,
         })
     }
@@ -75,6 +81,15 @@ impl<'a> Builder<'a> {
             b.pre_norm("ffn_norm");
             b.glu(act);
             b.ffn_down(Reg::X, true);
+        });
+    }
+
+    /// The feed-forward half of layer `l` as a mixture of experts of width `n_ff`: as [`Builder::gated_feed_forward`], the sum
+    /// over the experts that the router chooses for each token, with weights that sum to 1.
+    pub(crate) fn routed_feed_forward(&mut self, l: usize, n_ff: usize, act: Activation) {
+        self.feed_forward(l, |b| {
+            b.pre_norm("ffn_norm");
+            b.add_experts(n_ff, act, true);
         });
     }
 
@@ -138,16 +153,48 @@ impl<'a> Builder<'a> {
 
     /// `F = act(ffn_gate H) * ffn_up H`.
     pub(crate) fn glu(&mut self, act: Activation) {
-        let n_ff = self.hp.n_ff[self.layer];
-        let gate = self.linear("ffn_gate", self.hp.n_embd, n_ff);
-        let up = self.linear("ffn_up", self.hp.n_embd, n_ff);
+        self.glu_of(["ffn_gate", "ffn_up"], self.hp.n_ff[self.layer], act);
+    }
+
+    fn glu_of(&mut self, [gate, up]: [&str; 2], n_ff: usize, act: Activation) {
+        self.width_f = self.width_f.max(n_ff);
+        let gate = self.linear(gate, self.hp.n_embd, n_ff);
+        let up = self.linear(up, self.hp.n_embd, n_ff);
         self.steps.push(Step::Glu { gate, up, act });
     }
 
     /// `output = ffn_down F`, or `output += ...`.
     pub(crate) fn ffn_down(&mut self, output: Reg, add: bool) {
-        let linear = self.linear("ffn_down", self.hp.n_ff[self.layer], self.hp.n_embd);
+        self.down_of("ffn_down", self.hp.n_ff[self.layer], output, add);
+    }
+
+    fn down_of(&mut self, name: &str, n_ff: usize, output: Reg, add: bool) {
+        let linear = self.linear(name, n_ff, self.hp.n_embd);
         self.steps.push(Step::Linear { linear, input: Reg::F, output, add });
+    }
+
+    /// `X += sum of w ffn_down_exps (act(ffn_gate_exps H) * ffn_up_exps H)` over the experts that the router chooses, `w` their
+    /// weights, of which `normalize` makes the sum 1.
+    pub(crate) fn add_experts(&mut self, n_ff: usize, act: Activation, normalize: bool) {
+        let (n_embd, n_expert) = (self.hp.n_embd, self.hp.n_expert);
+        let router = self.linear("ffn_gate_inp", n_embd, n_expert);
+        let gate = self.experts("ffn_gate_exps", n_embd, n_ff);
+        let up = self.experts("ffn_up_exps", n_embd, n_ff);
+        let down = self.experts("ffn_down_exps", n_ff, n_embd);
+        self.width_r = n_expert;
+        self.width_f = self.width_f.max(n_ff * self.hp.n_expert_used);
+        self.steps.push(Step::Route { router, normalize });
+        self.steps.push(Step::ExpertGlu { gate, up, act });
+        self.steps.push(Step::ExpertDown { down, output: Reg::X, add: true });
+    }
+
+    /// `X += s ffn_down_shexp (act(ffn_gate_shexp H) * ffn_up_shexp H)`, `s = sigmoid(ffn_gate_inp_shexp H)`: the expert that
+    /// every token uses.
+    pub(crate) fn add_gated_shared_expert(&mut self, n_ff: usize, act: Activation) {
+        self.glu_of(["ffn_gate_shexp", "ffn_up_shexp"], n_ff, act);
+        let weight = self.vector("ffn_gate_inp_shexp", self.hp.n_embd).weight;
+        self.steps.push(Step::SigmoidGate { weight, n_ff });
+        self.down_of("ffn_down_shexp", n_ff, Reg::X, true);
     }
 
     /// The finished program, or the first error met.
@@ -161,7 +208,8 @@ impl<'a> Builder<'a> {
             n_embd: self.hp.n_embd,
             n_q: self.hp.n_head * self.hp.head_dim,
             n_kv: self.hp.n_head_kv * self.hp.head_dim,
-            n_ff: self.hp.n_ff.iter().copied().max().unwrap_or(1),
+            n_ff: self.width_f,
+            n_expert: self.width_r,
         };
         Ok(Program {
             arch: arch.to_owned(),
@@ -211,6 +259,12 @@ impl<'a> Builder<'a> {
         Linear { weight, bias }
     }
 
+    /// `NAME.weight` as one matrix per expert.
+    fn experts(&mut self, name: &str, n_in: usize, n_out: usize) -> WeightId {
+        let tensor = format!("{}{name}.weight", self.prefix);
+        self.weight(&tensor, WeightRole::Experts { n_expert: self.hp.n_expert }, n_in, n_out)
+    }
+
     fn weight(&mut self, tensor: &str, role: WeightRole, n_in: usize, n_out: usize) -> WeightId {
         if let Err(error) = self.check(tensor, role, n_in, n_out) {
             self.error.get_or_insert(error);
@@ -230,15 +284,20 @@ impl<'a> Builder<'a> {
         let Some(info) = self.gguf.tensor(tensor) else {
             return Err(Error::MissingTensor { tensor: tensor.to_owned() });
         };
-        let expected = if role == WeightRole::Vector { vec![n_in] } else { vec![n_in, n_out] };
-        // Trailing sizes of 1 carry no meaning.
-        let mut found = info.dims().to_vec();
-        while found.len() > expected.len() && found.last() == Some(&1) {
-            found.pop();
-        }
-        if found == expected {
+        let expected = match role {
+            WeightRole::Vector => vec![n_in],
+            WeightRole::Matrix | WeightRole::Table => vec![n_in, n_out],
+            WeightRole::Experts { n_expert } => vec![n_in, n_out, n_expert],
+        };
+        if without_trailing_ones(info.dims()) == without_trailing_ones(&expected) {
             return Ok(());
         }
         Err(Error::Shape { tensor: tensor.to_owned(), found: info.dims().to_vec(), expected, offset: info.offset() })
     }
+}
+
+/// Sizes of 1 at the end carry no meaning, and some writers leave them out.
+fn without_trailing_ones(dims: &[usize]) -> &[usize] {
+    let n = dims.iter().rposition(|d| *d != 1).map_or(0, |last| last + 1);
+    &dims[..n]
 }

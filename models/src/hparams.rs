@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// Largest size accepted for any single dimension: far above every real model, far below overflow.
 const MAX_DIM: usize = 1 << 24;
 
-/// Sizes of a model. All are at least 1.
+/// Sizes of a model. All are at least 1, but for the experts of a dense model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hparams {
     /// Number of layers.
@@ -16,6 +16,12 @@ pub struct Hparams {
     pub n_embd: usize,
     /// Width of the feed-forward hidden, by layer.
     pub n_ff: Vec<usize>,
+    /// Experts of each feed-forward half that has some; 0 in a dense model.
+    pub n_expert: usize,
+    /// Experts that a token uses of them; 0 in a dense model.
+    pub n_expert_used: usize,
+    /// Width of an expert's hidden, where it is not `n_ff`.
+    pub n_ff_expert: Option<usize>,
     /// Query heads.
     pub n_head: usize,
     /// Key and value heads; divides `n_head`.
@@ -79,6 +85,11 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// As [`Keys::size`], but 0 means that there is none.
+    pub(crate) fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        if self.meta.u64(&self.name(key))? == Some(0) { Ok(None) } else { self.size(key) }
+    }
+
     pub(crate) fn require_size(&self, key: &str) -> Result<usize> {
         self.size(key)?.ok_or_else(|| Metadata::missing(&self.name(key)).into())
     }
@@ -111,6 +122,12 @@ impl<'a> Keys<'a> {
 }
 
 impl Hparams {
+    /// Width of an expert's hidden where the file may leave it out: the experts of one token together are then as wide as
+    /// the dense hidden.
+    pub(crate) fn expert_width(&self, l: usize) -> usize {
+        self.n_ff_expert.unwrap_or((self.n_ff[l] / self.n_expert_used.max(1)).max(1))
+    }
+
     pub(crate) fn read(keys: &Keys<'_>, gguf: &Gguf) -> Result<Hparams> {
         let n_layer = keys.require_size("block_count")?;
         if n_layer > gguf.tensors().len() {
@@ -120,6 +137,7 @@ impl Hparams {
         let missing = |key: &str| -> Error { Metadata::missing(&keys.name(key)).into() };
         let n_ff = keys.size_per_layer("feed_forward_length", n_layer)?;
         let n_ff = n_ff.ok_or_else(|| missing("feed_forward_length"))?;
+        let (n_expert, n_expert_used) = read_experts(keys)?;
         let n_head = keys.uniform_size("attention.head_count", n_layer)?;
         let n_head = n_head.ok_or_else(|| missing("attention.head_count"))?;
         let n_head_kv = keys.uniform_size("attention.head_count_kv", n_layer)?.unwrap_or(n_head);
@@ -150,6 +168,9 @@ impl Hparams {
             n_layer,
             n_embd,
             n_ff,
+            n_expert,
+            n_expert_used,
+            n_ff_expert: keys.optional_size("expert_feed_forward_length")?,
             n_head,
             n_head_kv,
             head_dim,
@@ -158,4 +179,30 @@ impl Hparams {
             rms_eps,
         })
     }
+}
+
+/// Numbers of experts and of those used. Dense models have no such keys, or zeros. Refuses routers of other kinds than
+/// softmax.
+fn read_experts(keys: &Keys<'_>) -> Result<(usize, usize)> {
+    const COUNT: &str = "expert_count";
+    const USED: &str = "expert_used_count";
+    if keys.optional_size(COUNT)?.is_none() && keys.optional_size(USED)?.is_none() {
+        return Ok((0, 0));
+    }
+    let (n_expert, n_used) = (keys.require_size(COUNT)?, keys.require_size(USED)?);
+    if n_used > n_expert {
+        return Err(keys.bad(USED, format!("{n_used} experts used of {n_expert} (`{}`)", keys.name(COUNT))));
+    }
+    // The format's number of softmax is 1; 0 and no key say nothing.
+    let is_softmax = keys.meta.u64(&keys.name("expert_gating_func"))?.unwrap_or(0) <= 1;
+    let is_scaled = keys.f32("expert_weights_scale")?.is_some_and(|scale| scale != 0.0 && scale != 1.0);
+    let has_groups = keys.optional_size("expert_group_count")?.is_some_and(|n| n > 1);
+    for (key, is_known) in
+        [("expert_gating_func", is_softmax), ("expert_weights_scale", !is_scaled), ("expert_group_count", !has_groups)]
+    {
+        if !is_known {
+            return Err(Error::Unsupported { what: format!("the value of `{}`", keys.name(key)) });
+        }
+    }
+    Ok((n_expert, n_used))
 }

@@ -18,6 +18,11 @@ pub enum WeightRole {
     Matrix,
     /// A table whose rows are looked up by token, `[n_vocab, n_embd]`.
     Table,
+    /// One matrix per expert in one tensor, `[n_expert, n_out, n_in]`.
+    Experts {
+        /// How many.
+        n_expert: usize,
+    },
     /// A vector (norm weight or bias), `[n]`.
     Vector,
 }
@@ -31,8 +36,18 @@ pub struct Weight {
     pub role: WeightRole,
     /// Row length.
     pub n_in: usize,
-    /// Number of rows (1 for vectors).
+    /// Number of rows (1 for vectors), of each expert where there are some.
     pub n_out: usize,
+}
+
+impl Weight {
+    /// Number of weights.
+    pub fn n_elements(&self) -> usize {
+        match self.role {
+            WeightRole::Experts { n_expert } => self.n_in * self.n_out * n_expert,
+            WeightRole::Matrix | WeightRole::Table | WeightRole::Vector => self.n_in * self.n_out,
+        }
+    }
 }
 
 /// A vector weight with its use in a normalization.
@@ -68,8 +83,11 @@ pub enum Reg {
     V,
     /// Attention output, `[n_tokens, n_head * head_dim]`.
     A,
-    /// Feed-forward hidden, `[n_tokens, n_ff]`.
+    /// Feed-forward hidden, `[n_tokens, n_ff]`; of experts `[n_tokens, n_expert_used, n_ff]`, those a token has chosen in
+    /// ascending order.
     F,
+    /// Routing, `[n_tokens, n_expert]`: the weight of each expert a token has chosen, 0 for the others.
+    R,
 }
 
 /// Widths of the registers, in floats per token.
@@ -83,6 +101,8 @@ pub struct Registers {
     pub n_kv: usize,
     /// Width of [`Reg::F`]: the largest of all layers.
     pub n_ff: usize,
+    /// Width of [`Reg::R`]: 0 without experts.
+    pub n_expert: usize,
 }
 
 impl Registers {
@@ -93,6 +113,7 @@ impl Registers {
             Reg::Q | Reg::A => self.n_q,
             Reg::K | Reg::V => self.n_kv,
             Reg::F => self.n_ff,
+            Reg::R => self.n_expert,
         }
     }
 }
@@ -182,6 +203,39 @@ pub enum Step {
         /// Nonlinearity of the gate.
         act: Activation,
     },
+    /// `R = softmax(W H + b)` for the `n_expert_used` experts with the largest logits (of equal ones the first), 0 for the
+    /// others.
+    Route {
+        /// The router, `[n_expert, n_embd]`.
+        router: Linear,
+        /// Scale each token's weights so that they sum to 1.
+        normalize: bool,
+    },
+    /// `F = act(Wgate H) * (Wup H)` for each expert chosen in R.
+    ExpertGlu {
+        /// Gate projections.
+        gate: WeightId,
+        /// Up projections.
+        up: WeightId,
+        /// Nonlinearity of the gate.
+        act: Activation,
+    },
+    /// `output = sum of R Wdown F` over the experts chosen in R, or added to it when `add`.
+    ExpertDown {
+        /// Down projections.
+        down: WeightId,
+        /// Written to.
+        output: Reg,
+        /// Add to `output` instead of replacing it.
+        add: bool,
+    },
+    /// `F = sigmoid(w . H) F`: how much of a shared expert each token takes.
+    SigmoidGate {
+        /// `w`, `[n_embd]`.
+        weight: WeightId,
+        /// Width of F.
+        n_ff: usize,
+    },
     /// `logits = W H`, with `cap tanh(logits / cap)` where a soft cap is given, for the rows asked for.
     Logits {
         /// The output head.
@@ -226,6 +280,13 @@ pub struct Block {
     pub weights: Vec<WeightId>,
 }
 
+impl Block {
+    /// Whether it chooses among experts: of its weights, a token then reads only a part.
+    pub fn has_experts(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Route { .. }))
+    }
+}
+
 /// A whole model as data: the single source of required tensors, shape checks, bytes per block and scratch sizes.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -262,7 +323,7 @@ impl Program {
     /// Number of weights of all tensors used, each counted once.
     pub fn n_params(&self) -> usize {
         let mut seen = std::collections::HashSet::new();
-        self.weights.iter().filter(|w| seen.insert(&w.tensor)).map(|w| w.n_in * w.n_out).sum()
+        self.weights.iter().filter(|w| seen.insert(&w.tensor)).map(Weight::n_elements).sum()
     }
 
     /// Elements of K and V together that one position takes in one layer's cache.

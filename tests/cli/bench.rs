@@ -19,6 +19,7 @@ fn json_rows_have_all_fields() {
         assert!(speed("min") > 0.0 && speed("min") <= speed("median") && speed("median") <= speed("max"));
         assert_eq!(row["samples"].as_array().unwrap().len(), 3);
         assert_eq!(row["gb_per_s"].is_number(), row["n_gen"] != 0);
+        assert_eq!(row["gop_per_s"].is_number(), row["n_prompt"] != 0);
     }
     assert_eq!(rows[0]["test"], "pp8");
     assert_eq!(rows[5]["test"], "tg4 @ d8");
@@ -28,10 +29,24 @@ fn json_rows_have_all_fields() {
 fn other_formats() {
     let bench = |format| tandem(&["bench", "-m", tiny::model(), "-p", "8", "-n", "0", "-r", "1", "-o", format]).ok();
     let lines = |format| bench(format).lines().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(lines("md").len(), 3);
+    assert_eq!(lines("md").len(), 5);
     assert!(lines("md")[2].contains("pp8"));
     assert!(lines("csv")[0].starts_with("model,"));
     assert_eq!(lines("jsonl").len(), 1);
+}
+
+#[test]
+fn the_machine_alone() {
+    let rows = tandem(&["bench", "--roofline", "--json", "-t", "1,2"]).json();
+    for (i, row) in rows.as_array().unwrap().iter().enumerate() {
+        assert_eq!(row["threads"], i + 1);
+        for key in ["memory_gb_per_s", "int8_gop_per_s", "f32_gflop_per_s"] {
+            assert!(row[key].as_f64().unwrap() > 0.1, "{key}");
+        }
+    }
+    let table = tandem(&["bench", "--roofline", "--cpu-isa", "scalar"]).ok();
+    assert!(table.contains("scalar"), "{table}");
+    assert!(tandem(&["bench", "--roofline", "-p", "8"]).fails(2).contains("--roofline"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    fn new(output: Output) -> Ran {
+    pub(crate) fn new(output: Output) -> Ran {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         Ran { code: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr }
     }

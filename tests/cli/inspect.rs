@@ -46,6 +46,16 @@ fn info_opens_every_reference_file() {
 }
 
 #[test]
+fn info_tells_experts() {
+    let Some(folder) = tandem_tests::fixtures("archs") else { return };
+    let info = |name: &str, args: &[&str]| tandem(&[&["info", "-m", arg(&folder.join(name))], args].concat());
+    assert!(info("llama-moe.gguf", &[]).ok().contains("4 experts in 2 layers, 2 used for each token"));
+    let json = info("qwen3moe.gguf", &["--json"]).json();
+    assert_eq!(json["experts"], serde_json::json!({ "count": 4, "used": 2, "layers": 2 }));
+    assert_eq!(info("llama.gguf", &["--json"]).json()["experts"], serde_json::Value::Null);
+}
+
+#[test]
 fn tokenize_and_back() {
     let ids = |args: &[&str]| tandem(&[&["tokenize", "-m", tiny::model()], args].concat()).ok();
     // The merge "h e"; special tokens are text unless asked for.

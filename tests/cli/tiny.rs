@@ -28,13 +28,41 @@ const Q8_0: u32 = 8;
 /// The model's file, written once for all tests.
 pub(crate) fn model() -> &'static str {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| write("tiny.gguf", &file(true))).to_str().unwrap()
+    PATH.get_or_init(|| write("tiny.gguf", &file(&Variant::default()))).to_str().unwrap()
 }
 
 /// The same model without a chat template.
 pub(crate) fn base_model() -> &'static str {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| write("tiny-base.gguf", &file(false))).to_str().unwrap()
+    let variant = Variant { template: false, ..Variant::default() };
+    PATH.get_or_init(|| write("tiny-base.gguf", &file(&variant))).to_str().unwrap()
+}
+
+/// A model of the same shape and vocabulary with other weights.
+pub(crate) fn other_model() -> &'static str {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let variant = Variant { seed: 20261122, ..Variant::default() };
+    PATH.get_or_init(|| write("tiny-other.gguf", &file(&variant))).to_str().unwrap()
+}
+
+/// A model whose first token has another text.
+pub(crate) fn foreign_model() -> &'static str {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let variant = Variant { first_token: "<|start|>", ..Variant::default() };
+    PATH.get_or_init(|| write("tiny-foreign.gguf", &file(&variant))).to_str().unwrap()
+}
+
+/// What the models differ in.
+struct Variant {
+    template: bool,
+    seed: u64,
+    first_token: &'static str,
+}
+
+impl Default for Variant {
+    fn default() -> Variant {
+        Variant { template: true, seed: 88172645463325252, first_token: SPECIAL[0] }
+    }
 }
 
 fn write(name: &str, bytes: &[u8]) -> PathBuf {
@@ -64,14 +92,14 @@ struct Builder {
     random: u64,
 }
 
-fn file(template: bool) -> Vec<u8> {
+fn file(variant: &Variant) -> Vec<u8> {
     let mut b = Builder {
         metadata: vec![],
         n_metadata: 0,
         directory: vec![],
         data: vec![],
         n_tensors: 0,
-        random: 88172645463325252,
+        random: variant.seed,
     };
     b.text("general.architecture", "llama");
     b.text("general.name", "tiny");
@@ -86,8 +114,8 @@ fn file(template: bool) -> Vec<u8> {
         b.u32(&format!("llama.{key}"), value as u32);
     }
     b.value("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
-    b.vocabulary();
-    if template {
+    b.vocabulary(variant.first_token);
+    if variant.template {
         b.text("tokenizer.chat_template", TEMPLATE);
     }
     b.matrix("token_embd.weight", Q8_0, N_EMBD, N_VOCAB);
@@ -108,10 +136,11 @@ fn file(template: bool) -> Vec<u8> {
 }
 
 impl Builder {
-    fn vocabulary(&mut self) {
+    fn vocabulary(&mut self, first_token: &str) {
         let bytes = (0..=255u8).map(|byte| letter(byte).to_string());
+        let special = [first_token].into_iter().chain(SPECIAL[1..].iter().copied());
         let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
-        let tokens: Vec<String> = SPECIAL.iter().map(|s| s.to_string()).chain(bytes).chain(merged).collect();
+        let tokens: Vec<String> = special.map(str::to_owned).chain(bytes).chain(merged).collect();
         let types: Vec<i32> = (0..N_VOCAB).map(|id| if id < SPECIAL.len() { 3 } else { 1 }).collect();
         self.text("tokenizer.ggml.model", "gpt2");
         self.text("tokenizer.ggml.pre", "gpt-2");

@@ -13,6 +13,9 @@ fn wrong_usage_is_2_and_says_what_is_right() {
         (&["run", "hi", "-c", "0"], "at least 1"),
         (&["run", "hi", "--kv-type", "q5_0"], "f32, f16, q8_0, q4_0"),
         (&["run", "hi", "-ngl", "many"], "`auto` or `all`"),
+        (&["run", "hi", "--place", "atn=gpu"], "at character 1"),
+        (&["run", "hi", "--place", "attn=gpu,"], "at character 10"),
+        (&["run", "hi", "--vram-budget", "lots"], "4GiB"),
         (&["run", "hi", "--logit-bias", "x"], "ID=BIAS"),
         (&["run", "hi", "-q", "-v"], "cannot be used with"),
         (&["bench", "-p", "0", "-n", "0"], "nothing to measure"),
@@ -41,18 +44,6 @@ fn a_model_that_is_not_there_is_3() {
     }
     let folder = env!("CARGO_TARGET_TMPDIR");
     assert!(tandem(&["info", "-m", folder]).fails(3).contains("folder"));
-}
-
-#[test]
-fn layers_on_a_gpu_are_4() {
-    for layers in [&["-ngl", "5"][..], &["-ngl=all"], &["--gpu-layers", "1", "--strict-placement"]] {
-        let stderr = tandem(&[&["run", "-m", tiny::model(), "hi"][..], layers].concat()).fails(4);
-        assert!(stderr.contains("GPU"), "{stderr}");
-    }
-    assert!(tandem(&["bench", "-m", tiny::model(), "-ngl", "0,5"]).fails(4).contains("-ngl 5"));
-    for layers in ["0", "auto"] {
-        tandem(&["run", "-m", tiny::model(), "-n", "1", "hi", "-ngl", layers, "--strict-placement"]).ok();
-    }
 }
 
 #[test]

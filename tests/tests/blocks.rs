@@ -25,7 +25,7 @@ fn check(name: &str, gguf: &Arc<Gguf>, options: CpuOptions, limit: f64) {
     let program = Arc::new(Program::from_gguf(gguf).unwrap());
     let n_blocks = program.blocks.len();
     let whole = 0..n_blocks;
-    let mut cpu = CpuBackend::load(gguf, &program, &[whole], options, &mut |_| ()).unwrap();
+    let mut cpu = CpuBackend::load(gguf, &program, &[whole], options.clone(), &mut |_| ()).unwrap();
     let mut reference = Reference::new(&program, gguf).unwrap();
     let n_vocab = program.hparams.n_vocab as u32;
     let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % n_vocab).collect();
@@ -51,15 +51,32 @@ fn check(name: &str, gguf: &Arc<Gguf>, options: CpuOptions, limit: f64) {
 #[test]
 fn every_block_equals_the_reference() {
     let Some(dir) = tandem_tests::fixtures("archs") else { return };
-    for name in ["llama", "llama-bias", "llama-mqa", "llama-yarn", "qwen2", "qwen3", "gemma3"] {
+    for name in [
+        "llama",
+        "llama-bias",
+        "llama-mqa",
+        "llama-yarn",
+        "llama-moe",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "gemma3",
+    ] {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         for isa in IsaLevel::ALL.into_iter().filter(|isa| isa.is_available()) {
             // f32 sums of a few hundred terms: 1e-12 is their rounding.
-            let exact =
-                CpuOptions { threads: 2, precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 64, isa: Some(isa) };
-            check(name, &gguf, exact, 1e-11);
+            let exact = || CpuOptions {
+                threads: 2,
+                precision: Precision::Exact,
+                kv_type: KvType::F32,
+                n_ctx: 64,
+                isa: Some(isa),
+                inputs: None,
+            };
+            check(name, &gguf, exact(), 1e-11);
             // The cache rounded to f16: 2^-11 relative, squared, of the attention's share of X.
-            let fast = CpuOptions { precision: Precision::Fast, kv_type: KvType::F16, ..exact };
+            let fast = CpuOptions { precision: Precision::Fast, kv_type: KvType::F16, ..exact() };
             check(name, &gguf, fast, 1e-6);
         }
     }

@@ -38,7 +38,7 @@ pub(crate) struct LogitsArgs {
 
 /// Evaluates and writes.
 pub(crate) fn run(args: &LogitsArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    let mut options = args.load.options()?;
+    let mut options = args.load.options();
     let tokens = read_tokens(&args.tokens)?;
     // As much context as the tokens need, whatever the model's own is.
     options.n_ctx.get_or_insert(tokens.len());

@@ -57,7 +57,7 @@ pub(crate) struct RunArgs {
 
 /// Answers.
 pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    let options = args.load.options()?;
+    let options = args.load.options();
     let params = args.sampling.params();
     // Before anything is fetched or loaded; the vocabulary's size matters for the bias only.
     SamplerChain::new(&SamplerParams { logit_bias: Vec::new(), ..params.clone() }, 1)?;

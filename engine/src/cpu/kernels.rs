@@ -37,6 +37,7 @@ pub(crate) struct Kernels {
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
     pub(crate) quantize: unsafe fn(*const f32, &mut [ActGroup]),
+    pub(crate) quantize_twice: unsafe fn(*const f32, &mut [ActGroup], &mut [ActGroup]),
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
@@ -55,11 +56,13 @@ pub enum IsaLevel {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// The same and AVX-512 BF16.
+    Avx512Bf16,
 }
 
 impl IsaLevel {
     /// All levels, lowest first.
-    pub const ALL: [IsaLevel; 3] = [IsaLevel::Scalar, IsaLevel::Avx2, IsaLevel::Avx512];
+    pub const ALL: [IsaLevel; 4] = [IsaLevel::Scalar, IsaLevel::Avx2, IsaLevel::Avx512, IsaLevel::Avx512Bf16];
 
     /// Name for people and flags.
     pub fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl IsaLevel {
             IsaLevel::Scalar => "scalar",
             IsaLevel::Avx2 => "avx2",
             IsaLevel::Avx512 => "avx512",
+            IsaLevel::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -87,14 +91,16 @@ impl IsaLevel {
                     && is_x86_feature_detected!("avx512vnni")
                     && IsaLevel::Avx2.is_available()
             }
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512Bf16 => is_x86_feature_detected!("avx512bf16") && IsaLevel::Avx512.is_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            IsaLevel::Avx2 | IsaLevel::Avx512 => false,
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => false,
         }
     }
 
     /// The best level of this CPU, at most `cap`.
     pub fn best(cap: Option<IsaLevel>) -> IsaLevel {
-        let cap = cap.unwrap_or(IsaLevel::Avx512);
+        let cap = cap.unwrap_or(IsaLevel::Avx512Bf16);
         IsaLevel::ALL.into_iter().rfind(|l| *l <= cap && l.is_available()).unwrap_or(IsaLevel::Scalar)
     }
 
@@ -107,15 +113,19 @@ impl IsaLevel {
             IsaLevel::Avx2 => avx2::kernels(),
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx512 => avx512::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512Bf16 => Kernels { name: self.name(), attend: avx512_bf16::attend_for, ..avx512::kernels() },
             #[cfg(not(target_arch = "x86_64"))]
-            IsaLevel::Avx2 | IsaLevel::Avx512 => unreachable!("not available on this architecture"),
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => {
+                unreachable!("not available on this architecture")
+            }
         }
     }
 }
 
 /// Compiles the generic kernels for one instruction set: thin functions that enable its features around generic bodies.
 macro_rules! kernels_for {
-    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, $(#[$feature:meta])?) => {
+    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, sums $sums:literal, $(#[$feature:meta])?) => {
         mod $module {
             use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
             use super::super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
@@ -133,6 +143,11 @@ macro_rules! kernels_for {
                 unsafe { matmul::panel::<$isa, P, $tile>(p, acts, cols, work, out) }
             }
             $(#[$feature])?
+            unsafe fn sums<P: Packed>(p: *const u8, acts: &Acts, cols: Range<usize>, work: *mut u8, out: *mut f32) {
+                // SAFETY: see above.
+                unsafe { matmul::panel::<$isa, P, $sums>(p, acts, cols, work, out) }
+            }
+            $(#[$feature])?
             unsafe fn float<P: PackedFloat>(p: *const u8, acts: &Acts, cols: Range<usize>, _: *mut u8, out: *mut f32) {
                 // SAFETY: see above.
                 unsafe { matmul::float_panel::<$isa, P, $tile>(p, acts, cols, out) }
@@ -141,6 +156,11 @@ macro_rules! kernels_for {
             unsafe fn quantize(x: *const f32, out: &mut [ActGroup]) {
                 // SAFETY: see above.
                 unsafe { matmul::quantize::<$isa>(x, out) }
+            }
+            $(#[$feature])?
+            unsafe fn quantize_twice(x: *const f32, main: &mut [ActGroup], rest: &mut [ActGroup]) {
+                // SAFETY: see above.
+                unsafe { matmul::quantize_twice::<$isa>(x, main, rest) }
             }
             $(#[$feature])?
             unsafe fn dot_f32(a: *const f32, b: *const f32, n: usize) -> f32 {
@@ -171,7 +191,7 @@ macro_rules! kernels_for {
                 work: &mut AttentionWork,
             ) {
                 // SAFETY: see above.
-                unsafe { attention::chunk::<$isa, K>(cache, rows, scale, chunk, work) }
+                unsafe { attention::chunk::<$isa, K, attention::InF32>(cache, rows, scale, chunk, work) }
             }
 
             $(#[$feature])?
@@ -180,7 +200,7 @@ macro_rules! kernels_for {
                 unsafe { attention::merge::<$isa>(row, share, partial, stride) }
             }
 
-            fn attend_for(kv_type: KvType) -> AttendFn {
+            pub(super) fn attend_for(kv_type: KvType) -> AttendFn {
                 match kv_type {
                     KvType::F32 => attend::<KvF32>,
                     KvType::F16 => attend::<KvF16>,
@@ -191,6 +211,10 @@ macro_rules! kernels_for {
 
             fn quantized<P: Packed>() -> Option<MatrixKernel> {
                 Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> })
+            }
+
+            fn ternary<P: Packed>() -> Option<MatrixKernel> {
+                Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: sums::<P> })
             }
 
             fn plain<P: PackedFloat>() -> Option<MatrixKernel> {
@@ -213,8 +237,21 @@ macro_rules! kernels_for {
                     Q4_K => quantized::<pack::Q4K>(),
                     Q5_K => quantized::<pack::Q5K>(),
                     Q6_K => quantized::<pack::Q6K>(),
-                    IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
-                    TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+                    IQ1_S => quantized::<pack::Iq1S>(),
+                    IQ1_M => quantized::<pack::Iq1M>(),
+                    IQ2_XXS => quantized::<pack::Iq2Xxs>(),
+                    IQ2_XS => quantized::<pack::Iq2Xs>(),
+                    IQ2_S => quantized::<pack::Iq2S>(),
+                    IQ3_XXS => quantized::<pack::Iq3Xxs>(),
+                    IQ3_S => quantized::<pack::Iq3S>(),
+                    IQ4_NL => quantized::<pack::Iq4Nl>(),
+                    IQ4_XS => quantized::<pack::Iq4Xs>(),
+                    MXFP4 => quantized::<pack::Mxfp4>(),
+                    NVFP4 => quantized::<pack::Nvfp4>(),
+                    Q1_0 => quantized::<pack::Q1_0>(),
+                    Q2_0 => quantized::<pack::Q2_0>(),
+                    TQ1_0 => ternary::<pack::Tq1_0>(),
+                    TQ2_0 => ternary::<pack::Tq2_0>(),
                     Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
                 }
             }
@@ -224,6 +261,7 @@ macro_rules! kernels_for {
                     name: $level.name(),
                     matrix,
                     quantize,
+                    quantize_twice,
                     dot_f32,
                     rms_norm,
                     head_norm,
@@ -236,9 +274,40 @@ macro_rules! kernels_for {
     };
 }
 
-kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2,);
+kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2, sums 1,);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, #[target_feature(enable = "avx2,fma,f16c")]);
+kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1,
+    #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12,
+kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);
+
+/// What AVX-512 BF16 adds: attention over long contexts in pairs of bf16. An f32 cache is for exact results and stays in f32.
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
+    use super::super::isa::avx512::Avx512;
+    use super::super::kv_format::{KvF16, KvFormat, KvQ4, KvQ8};
+    use super::{AttendFn, KvType};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+    unsafe fn attend<K: KvFormat>(
+        cache: &HeadCache,
+        rows: &mut [QueryRow],
+        scale: f32,
+        chunk: usize,
+        work: &mut AttentionWork,
+    ) {
+        // SAFETY: the caller's promises are those of the generic body; `IsaLevel::kernels` has checked the features.
+        unsafe { attention::chunk_mixed::<Avx512, K>(cache, rows, scale, chunk, work) }
+    }
+
+    pub(super) fn attend_for(kv_type: KvType) -> AttendFn {
+        match kv_type {
+            KvType::F32 => super::avx512::attend_for(kv_type),
+            KvType::F16 => attend::<KvF16>,
+            KvType::Q8_0 => attend::<KvQ8>,
+            KvType::Q4_0 => attend::<KvQ4>,
+        }
+    }
+}

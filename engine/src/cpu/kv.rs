@@ -19,20 +19,17 @@ pub(crate) struct LayerCache {
 impl LayerCache {
     /// An empty cache for `n_ctx` positions. Memory is taken as positions are filled.
     pub(crate) fn new(n_ctx: usize, n_head_kv: usize, head_dim: usize, kv_type: KvType) -> Result<LayerCache> {
-        let tiles = n_ctx.div_ceil(LANES);
-        let stride = head_dim.next_multiple_of(LANES);
-        let (tile, row) = match kv_type {
-            KvType::F32 => bytes::<KvF32>(head_dim, stride),
-            KvType::F16 => bytes::<KvF16>(head_dim, stride),
-            KvType::Q8_0 => bytes::<KvQ8>(head_dim, stride),
-            KvType::Q4_0 => bytes::<KvQ4>(head_dim, stride),
-        };
-        // Sizes that overflow become one that no system has, so that asking for it fails.
-        let head_bytes = (tiles.saturating_mul(tile), tiles.saturating_mul(LANES * row));
+        let head_bytes = head_bytes(n_ctx, head_dim, kv_type);
         let buffer = |head: usize| {
             Buffer::zeroed(head.saturating_mul(n_head_kv), Pages::Small, "a layer's part of the KV cache")
         };
         Ok(LayerCache { k: buffer(head_bytes.0)?, v: buffer(head_bytes.1)?, head_dim, head_bytes })
+    }
+
+    /// Bytes that [`LayerCache::new`] takes.
+    pub(crate) fn required_bytes(n_ctx: usize, n_head_kv: usize, head_dim: usize, kv_type: KvType) -> usize {
+        let (k, v) = head_bytes(n_ctx, head_dim, kv_type);
+        k.saturating_add(v).saturating_mul(n_head_kv)
     }
 
     /// The parts of the first `n` heads.
@@ -52,6 +49,20 @@ impl LayerCache {
     pub(crate) fn bytes(&self) -> usize {
         self.k.len() + self.v.len()
     }
+}
+
+/// Bytes of one head's keys and of its values. Sizes that overflow become one that no system has, so that asking for it
+/// fails.
+fn head_bytes(n_ctx: usize, head_dim: usize, kv_type: KvType) -> (usize, usize) {
+    let tiles = n_ctx.div_ceil(LANES);
+    let stride = head_dim.next_multiple_of(LANES);
+    let (tile, row) = match kv_type {
+        KvType::F32 => bytes::<KvF32>(head_dim, stride),
+        KvType::F16 => bytes::<KvF16>(head_dim, stride),
+        KvType::Q8_0 => bytes::<KvQ8>(head_dim, stride),
+        KvType::Q4_0 => bytes::<KvQ4>(head_dim, stride),
+    };
+    (tiles.saturating_mul(tile), tiles.saturating_mul(LANES * row))
 }
 
 /// Bytes of a tile of keys and of a value.

@@ -26,11 +26,20 @@ pub(crate) trait KvFormat: 'static {
     /// `row` points to a value of `n` elements.
     unsafe fn store_value(row: *mut u8, n: usize, value: &[f32]);
 
-    /// Dot products of `R` queries of `n` elements with the 16 keys of a tile.
+    /// Element `d` of the 16 keys of a tile, of `n` elements each.
+    ///
+    /// # Safety
+    /// `tile` points to a tile; the CPU has the instruction set.
+    unsafe fn key<S: Isa>(tile: *const u8, n: usize, d: usize) -> S::F;
+    /// Dot products of `R` queries of `n` elements with the 16 keys of each tile.
     ///
     /// # Safety
     /// The pointers are valid; the CPU has the instruction set.
-    unsafe fn dot<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*const f32; R]) -> [S::F; R];
+    unsafe fn dot<S: Isa, const R: usize, const T: usize>(
+        tiles: &[*const u8; T],
+        n: usize,
+        queries: &[*const f32; R],
+    ) -> [[S::F; R]; T];
     /// Elements `d..d + 32` of a value of `n` elements; the second 16 repeat the first where only 16 are left.
     ///
     /// # Safety
@@ -108,13 +117,24 @@ impl<E: Element> KvFormat for E {
         }
     }
     #[inline(always)]
-    unsafe fn dot<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*const f32; R]) -> [S::F; R] {
+    unsafe fn key<S: Isa>(tile: *const u8, _: usize, d: usize) -> S::F {
+        unsafe { E::load::<S>(tile.add(d * LANES * E::BYTES)) }
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Isa, const R: usize, const T: usize>(
+        tiles: &[*const u8; T],
+        n: usize,
+        queries: &[*const f32; R],
+    ) -> [[S::F; R]; T] {
         unsafe {
-            let mut sum = [S::f_splat(0.0); R];
+            let mut sum = [[S::f_splat(0.0); R]; T];
             for d in 0..n {
-                let k = E::load::<S>(tile.add(d * LANES * E::BYTES));
+                let keys: [S::F; T] = std::array::from_fn(|t| Self::key::<S>(tiles[t], n, d));
                 for r in 0..R {
-                    sum[r] = S::f_fma(k, S::f_splat(*queries[r].add(d)), sum[r]);
+                    let q = S::f_splat(*queries[r].add(d));
+                    for t in 0..T {
+                        sum[t][r] = S::f_fma(keys[t], q, sum[t][r]);
+                    }
                 }
             }
             sum
@@ -171,20 +191,35 @@ impl KvFormat for KvQ8 {
         }
     }
     #[inline(always)]
-    unsafe fn dot<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*const f32; R]) -> [S::F; R] {
+    unsafe fn key<S: Isa>(tile: *const u8, n: usize, d: usize) -> S::F {
         unsafe {
-            let mut sum = [S::f_splat(0.0); R];
+            let scale = S::f_load_f16(tile.add(n * LANES + d / GROUP * LANES * 2).cast());
+            S::f_mul(S::i_to_f(S::i_load_i8(tile.add(d * LANES).cast())), scale)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Isa, const R: usize, const T: usize>(
+        tiles: &[*const u8; T],
+        n: usize,
+        queries: &[*const f32; R],
+    ) -> [[S::F; R]; T] {
+        unsafe {
+            let mut sum = [[S::f_splat(0.0); R]; T];
             for g in 0..n.div_ceil(GROUP) {
-                let mut part = [S::f_splat(0.0); R];
+                let mut part = [[S::f_splat(0.0); R]; T];
                 for d in g * GROUP..n.min((g + 1) * GROUP) {
-                    let k = S::i_to_f(S::i_load_i8(tile.add(d * LANES).cast()));
-                    for r in 0..R {
-                        part[r] = S::f_fma(k, S::f_splat(*queries[r].add(d)), part[r]);
+                    for t in 0..T {
+                        let k = S::i_to_f(S::i_load_i8(tiles[t].add(d * LANES).cast()));
+                        for r in 0..R {
+                            part[t][r] = S::f_fma(k, S::f_splat(*queries[r].add(d)), part[t][r]);
+                        }
                     }
                 }
-                let scale = S::f_load_f16(tile.add(n * LANES + g * LANES * 2).cast());
-                for r in 0..R {
-                    sum[r] = S::f_fma(part[r], scale, sum[r]);
+                for t in 0..T {
+                    let scale = S::f_load_f16(tiles[t].add(n * LANES + g * LANES * 2).cast());
+                    for r in 0..R {
+                        sum[t][r] = S::f_fma(part[t][r], scale, sum[t][r]);
+                    }
                 }
             }
             sum
@@ -235,31 +270,22 @@ impl KvFormat for KvQ4 {
         }
     }
     #[inline(always)]
-    unsafe fn dot<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*const f32; R]) -> [S::F; R] {
+    unsafe fn key<S: Isa>(tile: *const u8, _: usize, d: usize) -> S::F {
         unsafe {
-            let mut sum = [S::f_splat(0.0); R];
-            let signed = |nibbles: S::I| S::i_to_f(S::i_add(nibbles, S::i_splat(-8)));
-            for g in 0..n.div_ceil(GROUP) {
-                let group = tile.add(g * LANES * (GROUP / 2 + 2));
-                let mut part = [S::f_splat(0.0); R];
-                for i in 0..GROUP / 2 {
-                    let bytes = S::i_load_u8(group.add(i * LANES));
-                    for (d, nibbles) in [(i, S::i_and(bytes, 15)), (i + 16, S::i_shr(bytes, 4))] {
-                        if g * GROUP + d < n {
-                            for r in 0..R {
-                                let q = S::f_splat(*queries[r].add(g * GROUP + d));
-                                part[r] = S::f_fma(signed(nibbles), q, part[r]);
-                            }
-                        }
-                    }
-                }
-                let scale = S::f_load_f16(group.add(LANES * GROUP / 2).cast());
-                for r in 0..R {
-                    sum[r] = S::f_fma(part[r], scale, sum[r]);
-                }
-            }
-            sum
+            let group = tile.add(d / GROUP * LANES * (GROUP / 2 + 2));
+            let bytes = S::i_load_u8(group.add(d % (GROUP / 2) * LANES));
+            let q = if d % GROUP < GROUP / 2 { S::i_and(bytes, 15) } else { S::i_shr(bytes, 4) };
+            let scale = S::f_load_f16(group.add(LANES * GROUP / 2).cast());
+            S::f_mul(S::i_to_f(S::i_add(q, S::i_splat(-8))), scale)
         }
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Isa, const R: usize, const T: usize>(
+        tiles: &[*const u8; T],
+        n: usize,
+        queries: &[*const f32; R],
+    ) -> [[S::F; R]; T] {
+        unsafe { std::array::from_fn(|t| dot_q4::<S, R>(tiles[t], n, queries)) }
     }
     #[inline(always)]
     unsafe fn value<S: Isa>(row: *const u8, _: usize, d: usize) -> (S::F, S::F) {
@@ -270,6 +296,54 @@ impl KvFormat for KvQ4 {
             let signed = |q: S::I| S::f_mul(S::i_to_f(S::i_add(q, S::i_splat(-8))), scale);
             (signed(S::i_and(bytes, 15)), signed(S::i_shr(bytes, 4)))
         }
+    }
+}
+
+/// Dot products of `R` queries with a tile of [`KvQ4`].
+///
+/// # Safety
+/// As for [`KvFormat::dot`].
+#[inline(always)]
+unsafe fn dot_q4<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*const f32; R]) -> [S::F; R] {
+    // SAFETY: offsets stay inside the tile the caller points to.
+    unsafe {
+        let mut sum = [S::f_splat(0.0); R];
+        let signed = |nibbles: S::I| S::i_to_f(S::i_add(nibbles, S::i_splat(-8)));
+        for g in 0..n.div_ceil(GROUP) {
+            let group = tile.add(g * LANES * (GROUP / 2 + 2));
+            let mut part = [S::f_splat(0.0); R];
+            for i in 0..GROUP / 2 {
+                let bytes = S::i_load_u8(group.add(i * LANES));
+                for (d, nibbles) in [(i, S::i_and(bytes, 15)), (i + 16, S::i_shr(bytes, 4))] {
+                    if g * GROUP + d < n {
+                        for r in 0..R {
+                            let q = S::f_splat(*queries[r].add(g * GROUP + d));
+                            part[r] = S::f_fma(signed(nibbles), q, part[r]);
+                        }
+                    }
+                }
+            }
+            let scale = S::f_load_f16(group.add(LANES * GROUP / 2).cast());
+            for r in 0..R {
+                sum[r] = S::f_fma(part[r], scale, sum[r]);
+            }
+        }
+        sum
+    }
+}
+
+/// How far ahead of a read through the cache memory is asked for.
+pub(crate) const PREFETCH: usize = 4096;
+
+/// Asks for `n` bytes at any address.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn prefetch<S: Isa>(p: *const u8, n: usize) {
+    for line in (0..n).step_by(64) {
+        // SAFETY: prefetching touches nothing.
+        unsafe { S::prefetch(p.wrapping_add(line)) };
     }
 }
 

@@ -8,7 +8,7 @@ use tandem_loader::{Gguf, TensorInfo, quant};
 
 use super::isa::LANES;
 use super::kernels::{Kernels, MatrixKernel};
-use super::matmul::{Acts, work_bytes};
+use super::matmul::{Acts, WORK_BYTES};
 use crate::error::Result;
 
 /// Matrices begin at multiples of this in the arena: a cache line.
@@ -16,10 +16,13 @@ const ALIGNMENT: usize = 64;
 /// Bytes packed before their file pages are let go, which bounds how much of the file is resident twice.
 const PIECE: usize = 8 << 20;
 
-/// A matrix `[n_out, n_in]` that can be multiplied 16 rows at a time.
+/// A matrix `[n_out, n_in]` that can be multiplied 16 rows at a time; or several, one per expert. Panels are numbered through
+/// all of them, and none belongs to two.
 pub(crate) struct Matrix {
     pub(crate) n_in: usize,
     pub(crate) n_out: usize,
+    /// How many.
+    count: usize,
     storage: Storage,
 }
 
@@ -36,16 +39,19 @@ enum Storage {
 }
 
 impl Matrix {
-    /// Bytes that [`Matrix::pack`] takes for a tensor.
-    pub(crate) fn packed_bytes(tensor: &TensorInfo) -> usize {
+    /// Bytes that [`Matrix::pack`] takes for a tensor of matrices with `n_out` rows.
+    pub(crate) fn packed_bytes(tensor: &TensorInfo, n_out: usize) -> usize {
         let panel_bytes = tensor.n_bytes() / tensor.n_rows() * LANES;
-        (panel_bytes * tensor.n_rows().div_ceil(LANES)).next_multiple_of(ALIGNMENT)
+        let panels = tensor.n_rows() / n_out * n_out.div_ceil(LANES);
+        (panel_bytes * panels).next_multiple_of(ALIGNMENT)
     }
 
-    /// Packs a tensor into panels at `at` of `arena`, piece by piece, and lets go of its file pages.
+    /// Packs a tensor of matrices with `n_out` rows into panels at `at` of `arena`, piece by piece, and lets go of its file
+    /// pages.
     pub(crate) fn pack(
         gguf: &Gguf,
         tensor: &TensorInfo,
+        n_out: usize,
         kernels: &Kernels,
         arena: &mut [u8],
         at: usize,
@@ -53,19 +59,30 @@ impl Matrix {
         let kernel = kernel(tensor, kernels)?;
         gguf.prefetch(tensor);
         let file = gguf.data(tensor);
-        let matrix = Matrix::packed(kernel, tensor.row_len(), tensor.n_rows(), file.len(), at);
-        let piece = PIECE / matrix.panel_bytes() + 1;
-        for first in (0..matrix.n_panels()).step_by(piece) {
-            let panels = first..matrix.n_panels().min(first + piece);
-            matrix.pack_panels(file, panels.clone(), arena);
-            gguf.forget(tensor, panels.start * matrix.panel_bytes()..panels.end * matrix.panel_bytes());
+        let row_bytes = file.len() / tensor.n_rows();
+        let count = tensor.n_rows() / n_out;
+        let matrix = Matrix::packed(kernel, tensor.row_len(), n_out, count, row_bytes, at);
+        let n_panels = count * matrix.n_panels();
+        let piece = PIECE / (row_bytes * LANES) + 1;
+        for first in (0..n_panels).step_by(piece) {
+            let panels = first..n_panels.min(first + piece);
+            let rows = matrix.panel_rows(panels.start).start..matrix.panel_rows(panels.end - 1).end;
+            matrix.pack_panels(file, panels, arena);
+            gguf.forget(tensor, rows.start * row_bytes..rows.end * row_bytes);
         }
         Ok(matrix)
     }
 
-    /// Describes a matrix that is to be packed at `at` of the arena.
-    pub(crate) fn packed(kernel: MatrixKernel, n_in: usize, n_out: usize, file_bytes: usize, at: usize) -> Matrix {
-        Matrix { n_in, n_out, storage: Storage::Panels { kernel, panel_bytes: file_bytes / n_out * LANES, at } }
+    /// Describes `count` matrices that are to be packed at `at` of the arena.
+    pub(crate) fn packed(
+        kernel: MatrixKernel,
+        n_in: usize,
+        n_out: usize,
+        count: usize,
+        row_bytes: usize,
+        at: usize,
+    ) -> Matrix {
+        Matrix { n_in, n_out, count, storage: Storage::Panels { kernel, panel_bytes: row_bytes * LANES, at } }
     }
 
     /// Packs some panels from the tensor's bytes, in parallel on the current rayon pool.
@@ -75,27 +92,26 @@ impl Matrix {
         };
         let arena = &mut arena[at + panels.start * panel_bytes..at + panels.end * panel_bytes];
         arena.par_chunks_exact_mut(*panel_bytes).enumerate().for_each(|(i, out)| {
-            let p = panels.start + i;
-            let rows = &file[p * panel_bytes..file.len().min((p + 1) * panel_bytes)];
-            pack_panel(kernel, rows, panel_bytes / LANES, self.n_in, out);
+            let (rows, row_bytes) = (self.panel_rows(panels.start + i), panel_bytes / LANES);
+            pack_panel(kernel, &file[rows.start * row_bytes..rows.end * row_bytes], row_bytes, self.n_in, out);
         });
     }
 
-    fn panel_bytes(&self) -> usize {
-        match &self.storage {
-            Storage::Panels { panel_bytes, .. } => *panel_bytes,
-            Storage::Rows { .. } => 0,
-        }
+    /// The rows of a panel, counted through all matrices.
+    fn panel_rows(&self, p: usize) -> Range<usize> {
+        let (matrix, p) = (p / self.n_panels(), p % self.n_panels());
+        let first = matrix * self.n_out;
+        first + p * LANES..first + self.n_out.min((p + 1) * LANES)
     }
 
-    /// Uses a tensor as it lies in the file.
-    pub(crate) fn rows(gguf: &Arc<Gguf>, tensor: &TensorInfo, kernels: &Kernels) -> Result<Matrix> {
+    /// Uses a tensor of matrices with `n_out` rows as it lies in the file.
+    pub(crate) fn rows(gguf: &Arc<Gguf>, tensor: &TensorInfo, n_out: usize, kernels: &Kernels) -> Result<Matrix> {
         let decode = quant::decoder(tensor)?;
         let storage = Storage::Rows { gguf: gguf.clone(), tensor: tensor.clone(), decode, dot: kernels.dot_f32 };
-        Ok(Matrix { n_in: tensor.row_len(), n_out: tensor.n_rows(), storage })
+        Ok(Matrix { n_in: tensor.row_len(), n_out, count: tensor.n_rows() / n_out, storage })
     }
 
-    /// Number of 16-row panels.
+    /// Number of 16-row panels of one matrix.
     pub(crate) fn n_panels(&self) -> usize {
         self.n_out.div_ceil(LANES)
     }
@@ -110,10 +126,15 @@ impl Matrix {
 
     /// Floats of work memory [`Matrix::multiply`] needs.
     pub(crate) fn work_len(&self) -> usize {
-        (work_bytes(self.n_in.next_multiple_of(32)) / 4).max(self.n_in)
+        Matrix::work_len_for(self.n_in)
     }
 
-    /// Multiplies panel `p` with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.
+    /// [`Matrix::work_len`] of a matrix with rows of `n_in`.
+    pub(crate) fn work_len_for(n_in: usize) -> usize {
+        n_in.max(WORK_BYTES / 4)
+    }
+
+    /// Multiplies panel `p` (counted through all matrices) with the columns `cols`; writes `[cols][16]` to `out`. Rows past `n_out` get zeros or rubbish.
     ///
     /// # Safety
     /// `acts` has rows of `n_in` for `cols`, quantized where wanted.
@@ -135,14 +156,14 @@ impl Matrix {
             }
             Storage::Rows { gguf, tensor, decode, dot } => {
                 let file = gguf.data(tensor);
-                let row_bytes = file.len() / self.n_out;
+                let row_bytes = file.len() / (self.count * self.n_out);
                 let work = &mut work[..self.n_in];
-                for r in p * LANES..self.n_out.min((p + 1) * LANES) {
+                for (lane, r) in self.panel_rows(p).enumerate() {
                     decode(&file[r * row_bytes..(r + 1) * row_bytes], work);
                     for (i, col) in cols.clone().enumerate() {
                         // SAFETY: rows of n_in floats, as the caller promises.
-                        let y = unsafe { dot(work.as_ptr(), acts.x.add(col * self.n_in), self.n_in) };
-                        out[i * LANES + r % LANES] = y;
+                        let y = unsafe { dot(work.as_ptr(), acts.floats(col), self.n_in) };
+                        out[i * LANES + lane] = y;
                     }
                 }
             }

@@ -129,6 +129,11 @@ pub(crate) struct Member<'a> {
 }
 
 impl Member<'_> {
+    /// How many members there are.
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+
     /// One phase: `body` gets disjoint ranges that together cover `0..n_items`, claimed `grain` at a time; returns when
     /// all members are through.
     pub(crate) fn phase(&self, n_items: usize, grain: usize, mut body: impl FnMut(Range<usize>)) {

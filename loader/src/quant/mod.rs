@@ -9,10 +9,23 @@
 //! | plain numbers | [`float`] | F32 F16 BF16 |
 //! | 32 weights, one scale | [`block32`] | Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 |
 //! | 256 weights, scales of scales | [`k_quants`] | Q2_K Q3_K Q4_K Q5_K Q6_K |
+//! | 256 weights, grids of 8 or 4 | [`iq1`] [`iq2`] [`iq3`] | IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S |
+//! | 16 uneven values | [`iq4`] | IQ4_NL IQ4_XS |
+//! | 4-bit floats | [`fp4`] | MXFP4 NVFP4 |
+//! | -1, 0, 1 | [`ternary`] | TQ1_0 TQ2_0 |
+//! | one and two bits, one scale | [`low_bit`] | Q1_0 Q2_0 |
 
 pub mod block32;
 pub mod float;
+pub mod fp4;
+pub mod grids;
+pub mod iq1;
+pub mod iq2;
+pub mod iq3;
+pub mod iq4;
 pub mod k_quants;
+pub mod low_bit;
+pub mod ternary;
 
 use crate::error::{Error, Result};
 use crate::ggml_type::GgmlType;
@@ -33,7 +46,7 @@ impl F16Bytes {
     }
 }
 
-/// The decoder of a type, or `None` where there is none yet.
+/// The decoder of a type, or `None` where weights are not stored in it.
 pub fn decode_fn(ty: GgmlType) -> Option<Decode> {
     use GgmlType::*;
     match ty {
@@ -50,8 +63,21 @@ pub fn decode_fn(ty: GgmlType) -> Option<Decode> {
         Q4_K => Some(k_quants::decode_q4_k),
         Q5_K => Some(k_quants::decode_q5_k),
         Q6_K => Some(k_quants::decode_q6_k),
-        IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
-        TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+        IQ1_S => Some(iq1::decode_iq1_s),
+        IQ1_M => Some(iq1::decode_iq1_m),
+        IQ2_XXS => Some(iq2::decode_iq2_xxs),
+        IQ2_XS => Some(iq2::decode_iq2_xs),
+        IQ2_S => Some(iq2::decode_iq2_s),
+        IQ3_XXS => Some(iq3::decode_iq3_xxs),
+        IQ3_S => Some(iq3::decode_iq3_s),
+        IQ4_NL => Some(iq4::decode_iq4_nl),
+        IQ4_XS => Some(iq4::decode_iq4_xs),
+        TQ1_0 => Some(ternary::decode_tq1_0),
+        TQ2_0 => Some(ternary::decode_tq2_0),
+        MXFP4 => Some(fp4::decode_mxfp4),
+        NVFP4 => Some(fp4::decode_nvfp4),
+        Q1_0 => Some(low_bit::decode_q1_0),
+        Q2_0 => Some(low_bit::decode_q2_0),
         Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
     }
 }
@@ -69,6 +95,22 @@ pub fn decoder(tensor: &TensorInfo) -> Result<Decode> {
         ty: tensor.ty.name(),
         supported: supported_types(),
     })
+}
+
+/// The fields of a grid point, `BITS` each, first weight lowest.
+pub fn point<const BITS: u32, const N: usize>(point: u16) -> [u8; N] {
+    std::array::from_fn(|t| (point >> (BITS * t as u32) & ((1 << BITS) - 1)) as u8)
+}
+
+/// 8 signs from the low 7 bits of `bits`: the number of minus signs is even, which gives the eighth.
+pub fn eighth_sign(bits: u32) -> u8 {
+    let seven = bits & 127;
+    (seven | (seven.count_ones() & 1) << 7) as u8
+}
+
+/// `value`, or its negative where the lowest bit of `sign` is 1.
+fn signed(value: f32, sign: u8) -> f32 {
+    if sign & 1 == 1 { -value } else { value }
 }
 
 /// The blocks of `bytes`, which must be whole blocks.

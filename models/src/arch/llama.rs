@@ -1,17 +1,15 @@
-//! Llama and the many models that share its layer: pre-norm, grouped-query attention with neighbour-paired RoPE, SwiGLU.
+//! Llama and the many models that share its layer: pre-norm, grouped-query attention with neighbour-paired RoPE, SwiGLU;
+//! with experts, Mixtral.
 
 use tandem_loader::Gguf;
 
 use crate::builder::Builder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hparams::Keys;
 use crate::program::Activation;
 use crate::rope::{Rope, RopePairing};
 
 pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result<()> {
-    if keys.size("expert_count").is_ok_and(|n| n.is_some()) {
-        return Err(Error::Unsupported { what: format!("a mixture of experts (`{}`)", keys.name("expert_count")) });
-    }
     let rope = b.add_rope(Rope::read(RopePairing::Normal, keys, &b.hp, gguf)?);
     let scale = keys.f32("attention.scale")?.filter(|s| *s != 0.0);
     b.embed(1.0);
@@ -22,7 +20,10 @@ pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result
             b.attend(rope, scale, None);
             b.add_attention_output();
         });
-        b.gated_feed_forward(l, Activation::Silu);
+        match b.hp.n_expert {
+            0 => b.gated_feed_forward(l, Activation::Silu),
+            _ => b.routed_feed_forward(l, b.hp.n_ff[l], Activation::Silu),
+        }
     }
     b.head(None);
     Ok(())

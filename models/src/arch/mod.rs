@@ -23,9 +23,11 @@ pub struct Architecture {
 
 /// All supported architectures. Adding one is one file and one row.
 pub const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "llama", families: "Llama 1 to 3, SmolLM2, Mistral, TinyLlama (dense)", build: llama::build },
+    Architecture { name: "llama", families: "Llama 1 to 3, SmolLM2, Mistral, Mixtral, TinyLlama", build: llama::build },
     Architecture { name: "qwen2", families: "Qwen 2 and 2.5", build: qwen2::build },
+    Architecture { name: "qwen2moe", families: "Qwen 1.5 and 2 with experts", build: qwen2::build },
     Architecture { name: "qwen3", families: "Qwen 3 (dense)", build: qwen3::build },
+    Architecture { name: "qwen3moe", families: "Qwen 3 with experts", build: qwen3::build },
     Architecture { name: "gemma3", families: "Gemma 3 (text)", build: gemma3::build },
 ];
 

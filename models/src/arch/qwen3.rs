@@ -1,4 +1,4 @@
-//! Qwen 3 (dense): Qwen 2 without biases and with an RMS norm on every query and key head.
+//! Qwen 3, dense and with experts: Qwen 2 without biases and with an RMS norm on every query and key head.
 
 use tandem_loader::Gguf;
 
@@ -19,7 +19,10 @@ pub(super) fn build(b: &mut Builder<'_>, keys: &Keys<'_>, gguf: &Gguf) -> Result
             b.attend(rope, None, None);
             b.add_attention_output();
         });
-        b.gated_feed_forward(l, Activation::Silu);
+        match b.hp.n_expert {
+            0 => b.gated_feed_forward(l, Activation::Silu),
+            _ => b.routed_feed_forward(l, b.hp.expert_width(l), Activation::Silu),
+        }
     }
     b.head(None);
     Ok(())

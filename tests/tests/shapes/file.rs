@@ -32,6 +32,9 @@ impl Random {
     }
 }
 
+/// Width of the expert that all tokens share.
+const SHARED_WIDTH: usize = 37;
+
 /// What a model looks like.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
@@ -44,6 +47,12 @@ pub(crate) struct Shape {
     pub(crate) n_rot: usize,
     /// By layer.
     pub(crate) n_ff: Vec<usize>,
+    /// Number of experts, and of those a token uses.
+    pub(crate) experts: Option<(usize, usize)>,
+    /// Width of an expert, where the file gives one (not llama).
+    pub(crate) expert_width: Option<usize>,
+    /// Further metadata of 32 bits: name, type, bits.
+    pub(crate) also: Option<(&'static str, u32, u32)>,
     pub(crate) n_vocab: usize,
     /// Sliding window of all layers but every `period`-th (gemma3 only).
     pub(crate) window: usize,
@@ -72,6 +81,9 @@ impl Shape {
             head_dim,
             n_rot: if random.below(3) == 0 { head_dim / 4 * 2 } else { head_dim },
             n_ff: (0..2).map(|_| n_ff(random)).collect(),
+            experts: None,
+            expert_width: None,
+            also: None,
             n_vocab: random.one_of(&[5, 97, 128, 259]),
             window: 1 + random.below(40),
             period: 1 + random.below(3),
@@ -81,6 +93,20 @@ impl Shape {
             alignment: random.one_of(&[1, 32]),
             types: if random.below(4) == 0 { floats } else { all },
         }
+    }
+
+    /// The same with experts.
+    pub(crate) fn random_experts(random: &mut Random) -> Shape {
+        let n_expert = 1 + random.below(9);
+        let experts = Some((n_expert, 1 + random.below(n_expert)));
+        let arch = random.one_of(&["llama", "qwen2moe", "qwen3moe"]);
+        let expert_width = random.one_of(&[None, Some(40), Some(256)]);
+        Shape { arch, experts, expert_width, ..Shape::random(random) }
+    }
+
+    /// Width of an expert of layer `l`.
+    fn n_ff_expert(&self, l: usize, n_used: usize) -> usize {
+        if self.arch == "llama" { self.n_ff[l] } else { self.expert_width.unwrap_or((self.n_ff[l] / n_used).max(1)) }
     }
 
     pub(crate) fn only_floats(&self) -> bool {
@@ -93,11 +119,11 @@ impl Shape {
         self.metadata(&mut file);
         let (n_embd, n_kv) = (self.n_embd, self.n_head_kv * self.head_dim);
         let n_q = n_kv * self.group;
-        self.matrix(&mut file, random, "token_embd", n_embd, self.n_vocab);
+        self.matrix(&mut file, random, "token_embd", n_embd, self.n_vocab, 1);
         for (l, n_ff) in self.n_ff.iter().enumerate() {
             let name = |part: &str| format!("blk.{l}.{part}");
             let mut norms = vec![("attn_norm", n_embd), ("ffn_norm", n_embd)];
-            if self.arch == "qwen3" || self.arch == "gemma3" {
+            if ["qwen3", "qwen3moe", "gemma3"].contains(&self.arch) {
                 norms.extend([("attn_q_norm", self.head_dim), ("attn_k_norm", self.head_dim)]);
             }
             if self.arch == "gemma3" {
@@ -106,26 +132,46 @@ impl Shape {
             for (part, n) in norms {
                 file.vector(random, &format!("{}.weight", name(part)), n, 1.0);
             }
-            for (part, n_in, n_out) in [
+            let mut parts = vec![
                 ("attn_q", n_embd, n_q),
                 ("attn_k", n_embd, n_kv),
                 ("attn_v", n_embd, n_kv),
                 ("attn_output", n_q, n_embd),
-                ("ffn_gate", n_embd, *n_ff),
-                ("ffn_up", n_embd, *n_ff),
-                ("ffn_down", *n_ff, n_embd),
-            ] {
-                self.matrix(&mut file, random, &name(part), n_in, n_out);
+            ];
+            if self.experts.is_none() {
+                parts.extend([("ffn_gate", n_embd, *n_ff), ("ffn_up", n_embd, *n_ff), ("ffn_down", *n_ff, n_embd)]);
+            } else if self.arch == "qwen2moe" {
+                let n_ff = SHARED_WIDTH;
+                parts.extend([("ffn_gate_shexp", n_embd, n_ff), ("ffn_up_shexp", n_embd, n_ff)]);
+                parts.push(("ffn_down_shexp", n_ff, n_embd));
+                file.vector(random, &name("ffn_gate_inp_shexp.weight"), n_embd, 0.0);
+            }
+            for (part, n_in, n_out) in parts {
+                self.matrix(&mut file, random, &name(part), n_in, n_out, 1);
                 if self.biases {
                     file.vector(random, &format!("{}.bias", name(part)), n_out, 0.0);
                 }
             }
+            if let Some((n_expert, n_used)) = self.experts {
+                let n_ff = self.n_ff_expert(l, n_used);
+                self.matrix(&mut file, random, &name("ffn_gate_exps"), n_embd, n_ff, n_expert);
+                self.matrix(&mut file, random, &name("ffn_up_exps"), n_embd, n_ff, n_expert);
+                self.matrix(&mut file, random, &name("ffn_down_exps"), n_ff, n_embd, n_expert);
+            }
         }
         file.vector(random, "output_norm.weight", n_embd, 1.0);
         if !self.tied {
-            self.matrix(&mut file, random, "output", n_embd, self.n_vocab);
+            self.matrix(&mut file, random, "output", n_embd, self.n_vocab, 1);
             if self.biases {
                 file.vector(random, "output.bias", self.n_vocab, 0.0);
+            }
+        }
+        // Last, so that one expert and a dense model have the same random weights. Routers are f32 in all files.
+        for (l, (n_expert, _)) in self.experts.into_iter().cycle().take(self.n_ff.len()).enumerate() {
+            let router = Shape { types: vec![GgmlType::F32], ..self.clone() };
+            router.matrix(&mut file, random, &format!("blk.{l}.ffn_gate_inp"), n_embd, n_expert, 1);
+            if self.biases {
+                file.vector(random, &format!("blk.{l}.ffn_gate_inp.bias"), n_expert, 0.0);
             }
         }
         file.finish()
@@ -153,19 +199,33 @@ impl Shape {
             file.value(&key(name), 4, &(value as u32).to_le_bytes());
         }
         file.value(&key("attention.layer_norm_rms_epsilon"), 6, &1e-5f32.to_le_bytes());
+        if let Some((name, ty, bits)) = self.also {
+            file.value(&key(name), ty, &bits.to_le_bytes());
+        }
+        if let Some((n_expert, n_used)) = self.experts {
+            for (name, value) in [
+                ("expert_count", n_expert),
+                ("expert_used_count", n_used),
+                ("expert_feed_forward_length", self.expert_width.unwrap_or(0)),
+                ("expert_shared_feed_forward_length", SHARED_WIDTH),
+            ] {
+                file.value(&key(name), 4, &(value as u32).to_le_bytes());
+            }
+        }
         if let Some(cap) = self.soft_cap {
             file.value(&key("final_logit_softcapping"), 6, &cap.to_le_bytes());
         }
     }
 
-    /// A matrix whose products have about the size of its input.
-    fn matrix(&self, file: &mut File, random: &mut Random, name: &str, n_in: usize, n_out: usize) {
+    /// A matrix whose products have about the size of its input, or several in one tensor.
+    fn matrix(&self, file: &mut File, random: &mut Random, name: &str, n_in: usize, n_out: usize, count: usize) {
         let fitting: Vec<GgmlType> =
             self.types.iter().copied().filter(|ty| n_in.is_multiple_of(ty.block_size())).collect();
         let ty = random.one_of(&fitting);
         let size = (n_in as f32).sqrt().recip();
-        let bytes: Vec<u8> = (0..n_in * n_out / ty.block_size()).flat_map(|_| block(ty, size, random)).collect();
-        file.tensor(&format!("{name}.weight"), ty.id(), &[n_in, n_out], &bytes);
+        let bytes: Vec<u8> =
+            (0..n_in * n_out * count / ty.block_size()).flat_map(|_| block(ty, size, random)).collect();
+        file.tensor(&format!("{name}.weight"), ty.id(), &[n_in, n_out, count][..if count > 1 { 3 } else { 2 }], &bytes);
     }
 }
 

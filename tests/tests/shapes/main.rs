@@ -3,16 +3,19 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
 
+mod experts;
 mod file;
+mod inputs;
 
 use std::sync::Arc;
 
 use file::{Random, Shape};
-use tandem_engine::cpu::IsaLevel;
+use tandem_engine::backend::Hidden;
+use tandem_engine::cpu::{CpuBackend, CpuOptions, IsaLevel};
 use tandem_engine::reference::Reference;
-use tandem_engine::{Error, KvType, LoadOptions, Model, Outputs, Precision, Session};
+use tandem_engine::{Backend, Batch, Error, KvType, LoadOptions, Model, Outputs, Precision, Session};
 use tandem_loader::{GgmlType, Gguf};
-use tandem_models::{Program, Step};
+use tandem_models::{BlockKind, Program, Step};
 
 /// One way to run a model.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +38,7 @@ fn session(gguf: &Arc<Gguf>, way: Way, n_ctx: usize) -> Session {
         precision: way.precision,
         kv_type: way.kv_type,
         isa: Some(way.isa),
+        ..LoadOptions::default()
     };
     let mut session = Session::new(Model::load(gguf.clone(), &options, &mut |_, _| ()).unwrap());
     session.set_batch(way.batch);
@@ -103,8 +107,10 @@ fn check(shape: &Shape, n_tokens: usize, seed: u64) {
     for way in ways(cache) {
         let what = format!("seed {seed}, {n_tokens} tokens, {way:?}, {shape:?}");
         let whole = all_logits(&mut session(&gguf, way, n_tokens), &tokens);
-        let error = nmse(&expected, &whole);
-        assert!(error <= limit(way, shape.only_floats()), "NMSE {error:.1e}: {what}");
+        if !rounding_may_choose(shape, way) {
+            let error = nmse(&expected, &whole);
+            assert!(error <= limit(way, shape.only_floats()), "NMSE {error:.1e}: {what}");
+        }
 
         let batch = n_tokens.div_ceil(2 + random.below(5));
         for (threads, batch) in [(1, 1), (3, batch)] {
@@ -122,6 +128,40 @@ fn check(shape: &Shape, n_tokens: usize, seed: u64) {
         session.truncate(kept);
         let last = session.eval(&tokens[kept..], Outputs::Last).unwrap();
         assert_same_bits(&whole[whole.len() - shape.n_vocab..], last, &format!("back to {kept}: {what}"));
+    }
+}
+
+/// Whether rounding, by as much as [`limit`] allows, may give a token another expert, and so another result.
+fn rounding_may_choose(shape: &Shape, way: Way) -> bool {
+    shape.experts.is_some_and(|(n, used)| used < n) && limit(way, shape.only_floats()) > 1e-9
+}
+
+/// Each block by itself, from the reference's input: routers then see what the reference's see.
+fn check_blocks(shape: &Shape, n_tokens: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let gguf = open(shape, &mut random);
+    let program = Arc::new(Program::from_gguf(&gguf).unwrap());
+    let tokens: Vec<u32> = (0..n_tokens).map(|_| random.below(shape.n_vocab) as u32).collect();
+    let batch = Batch { tokens: &tokens, start: 0, outputs: (0, n_tokens) };
+    for way in ways(KvType::F16) {
+        let Way { isa, precision, kv_type, threads, .. } = way;
+        let options = CpuOptions { threads, precision, kv_type, n_ctx: n_tokens, isa: Some(isa), inputs: None };
+        let blocks = 0..program.blocks.len();
+        let mut cpu = CpuBackend::load(&gguf, &program, std::slice::from_ref(&blocks), options, &mut |_| ()).unwrap();
+        let mut reference = Reference::new(&program, &gguf).unwrap();
+        let mut hidden = Hidden::default();
+        for block in blocks {
+            let mut got = hidden.clone();
+            cpu.run(block..block + 1, &batch, &mut got).unwrap();
+            reference.block(block, &tokens, &mut hidden);
+            let kind = program.blocks[block].kind;
+            let error = match kind {
+                BlockKind::Head => nmse(&hidden.logits, &got.logits),
+                BlockKind::Embed | BlockKind::Attention(_) | BlockKind::FeedForward(_) => nmse(&hidden.x, &got.x),
+            };
+            let what = format!("seed {seed}, {n_tokens} tokens, {way:?}, {shape:?}");
+            assert!(error <= limit(way, shape.only_floats()), "NMSE {error:.1e} in {kind}: {what}");
+        }
     }
 }
 
@@ -146,6 +186,9 @@ fn windows_across_chunks() {
             head_dim: 10,
             n_rot: 10,
             n_ff: vec![17, 31],
+            experts: None,
+            expert_width: None,
+            also: None,
             n_vocab: 23,
             window,
             period: 2,
@@ -172,8 +215,11 @@ fn a_window_of_0_is_none() {
 /// A model with broken weights must say so, and not talk on in numbers that hide it.
 #[test]
 fn a_nan_weight_reaches_the_logits() {
-    let parts = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
-    for (ty, part) in [GgmlType::F32, GgmlType::Q8_0].into_iter().flat_map(|ty| parts.map(|part| (ty, part))) {
+    let dense = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let routed = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let parts = dense.map(|part| (part, None)).into_iter().chain(routed.map(|part| (part, Some((2, 2)))));
+    let parts: Vec<_> = parts.chain([("ffn_gate_inp", Some((4, 2)))]).collect();
+    for (ty, (part, experts)) in [GgmlType::F32, GgmlType::Q8_0].iter().flat_map(|ty| parts.iter().map(|p| (*ty, *p))) {
         let shape = Shape {
             arch: "llama",
             n_embd: 64,
@@ -182,6 +228,9 @@ fn a_nan_weight_reaches_the_logits() {
             head_dim: 32,
             n_rot: 32,
             n_ff: vec![32],
+            experts,
+            expert_width: None,
+            also: None,
             n_vocab: 20,
             window: 1,
             period: 1,
@@ -195,7 +244,7 @@ fn a_nan_weight_reaches_the_logits() {
         let gguf = Gguf::from_bytes("random.gguf".as_ref(), bytes.clone()).unwrap();
         let tensor = gguf.tensor(&format!("blk.0.{part}.weight")).unwrap();
         // The first weight, or the first block's scale: all bits of either are a NaN.
-        let n = if ty == GgmlType::F32 { 4 } else { 2 };
+        let n = if tensor.ty == GgmlType::F32 { 4 } else { 2 };
         bytes[tensor.offset()..tensor.offset() + n].fill(0xff);
         let gguf = Arc::new(Gguf::from_bytes("random.gguf".as_ref(), bytes).unwrap());
         for way in ways(KvType::F16) {

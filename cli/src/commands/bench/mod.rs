@@ -2,27 +2,28 @@
 //!
 //! For every combination of the lists: a warm-up, then for each repetition the cache is cleared, the depth is evaluated
 //! without counting, and the prompt (or the generation, one token at a time) is timed. Tokens are random.
+//!
+//! Results are given as shares of what this machine can do at most, measured on the spot: `--roofline` shows that alone.
 
-mod bandwidth;
+mod limits;
 mod measure;
 mod table;
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
-use tandem_loader::Gguf;
-use tandem_models::{Program, WeightRole};
+use tandem_engine::placement::{Device, GpuLayers};
 
-use crate::args::{ContextArgs, CpuIsa, GpuLayers, ModelArgs, positive};
+use crate::args::{ContextArgs, CpuIsa, ModelArgs, positive};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::placement::{PlacementArgs, cache_folder};
 use crate::threads::physical_cores;
 use crate::ui::Ui;
+use limits::{Limits, Work};
 use measure::Test;
 use table::{Row, Table};
 
@@ -44,19 +45,24 @@ pub(crate) struct BenchArgs {
     /// How to print the results
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
+    /// The same as -o json
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+    /// Only measure this machine: how fast it reads memory and multiplies. No model is needed
+    #[arg(long, conflicts_with_all = ["n_prompt", "n_gen", "depth", "repetitions", "model"])]
+    roofline: bool,
     #[command(flatten)]
     model: ModelArgs,
     /// CPU threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     threads: Vec<usize>,
-    /// Layers on the GPU (also -ngl). There is no GPU backend yet: 0 and auto are what works
+    /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto")]
     gpu_layers: Vec<GpuLayers>,
     #[command(flatten)]
+    placement: PlacementArgs,
+    #[command(flatten)]
     context: ContextArgs,
-    /// An error where something cannot be placed as asked
-    #[arg(long)]
-    strict_placement: bool,
     /// Highest CPU instruction set to use, for tests and comparisons
     #[arg(long, value_name = "ISA", hide_short_help = true)]
     cpu_isa: Option<CpuIsa>,
@@ -77,27 +83,26 @@ pub(crate) enum Format {
 
 /// Measures and prints row by row.
 pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    args.gpu_layers.iter().try_for_each(|layers| layers.check())?;
+    let mut limits = Limits::new(args.cpu_isa.map(IsaLevel::from));
+    if args.roofline {
+        return limits::print(&mut limits, &args.threads(), args.format());
+    }
     let tests = args.tests();
     let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
     };
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let mut table = Table::new(args.output, &tests);
-    let threads = if args.threads.is_empty() { &[physical_cores()][..] } else { &args.threads };
-    let mut bandwidths = BTreeMap::new();
-    for &n_threads in threads {
+    let mut table = Table::new(args.format(), &tests);
+    for n_threads in args.threads() {
         for &layers in &args.gpu_layers {
-            let options = args.load_options(n_threads, longest);
+            let options = args.load_options(n_threads, layers, longest);
             let mut session = open::load_session(gguf.clone(), &options, ui, interrupt)?;
+            let work = Work::of(&gguf, session.model().program(), options.precision);
             for test in &tests {
                 let samples = measure::run(&mut session, test, args.repetitions)?;
                 let mut row = Row::new(&gguf, &session, test, layers, samples);
-                if !test.is_prompt() {
-                    let bytes = bytes_per_token(&gguf, session.model().program());
-                    let measured = *bandwidths.entry(n_threads).or_insert_with(|| bandwidth::measure(n_threads));
-                    row.set_bandwidth(bytes, measured);
-                }
+                let on_cpu = session.model().placement().devices_in_use() == [Device::Cpu];
+                row.set_limits(&work, test, if on_cpu { Some(limits.of(n_threads)?) } else { None });
                 table.row(row, &mut std::io::stdout().lock())?;
             }
         }
@@ -108,6 +113,14 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
 }
 
 impl BenchArgs {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+
+    fn threads(&self) -> Vec<usize> {
+        if self.threads.is_empty() { vec![physical_cores()] } else { self.threads.clone() }
+    }
+
     /// Prompt before generation, at each depth.
     fn tests(&self) -> Vec<Test> {
         let mut tests = Vec::new();
@@ -118,25 +131,16 @@ impl BenchArgs {
         tests
     }
 
-    fn load_options(&self, threads: usize, longest: usize) -> LoadOptions {
+    fn load_options(&self, threads: usize, layers: GpuLayers, longest: usize) -> LoadOptions {
         LoadOptions {
             threads: Some(threads),
             n_ctx: Some(self.context.ctx.unwrap_or(longest)),
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
             isa: self.cpu_isa.map(IsaLevel::from),
+            wanted: self.placement.wanted(layers),
+            cache_folder: cache_folder(),
+            ..LoadOptions::default()
         }
     }
-}
-
-/// Bytes of weights that evaluating one token reads: every matrix and vector, and one row of each table.
-fn bytes_per_token(gguf: &Arc<Gguf>, program: &Program) -> u64 {
-    let bytes = program.weights.iter().filter_map(|weight| {
-        let tensor = gguf.tensor(&weight.tensor)?;
-        Some(match weight.role {
-            WeightRole::Matrix | WeightRole::Vector => tensor.n_bytes(),
-            WeightRole::Table => tensor.n_bytes() / tensor.n_rows(),
-        } as u64)
-    });
-    bytes.sum()
 }

@@ -5,11 +5,14 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::Value;
 use tandem_engine::Session;
+use tandem_engine::cpu::roofline::Roofline;
+use tandem_engine::placement::{Device, GpuLayers};
 use tandem_loader::Gguf;
+use tandem_models::BlockKind;
 
 use super::Format;
+use super::limits::Work;
 use super::measure::Test;
-use crate::args::GpuLayers;
 
 /// One result. The names are those of the JSON output.
 #[derive(Debug, Serialize)]
@@ -41,6 +44,16 @@ pub(super) struct Row {
     memory_gb_per_s: Option<f64>,
     /// The one as a share of the other.
     memory_share: Option<f64>,
+    /// Multiplications and additions with weights that each token takes (prompts only, as the three below).
+    ops_per_token: Option<f64>,
+    /// 10^9 of them per second.
+    gop_per_s: Option<f64>,
+    /// 10^9 of them per second that this machine can do, with integers and floats in the proportions of the model.
+    peak_gop_per_s: Option<f64>,
+    /// The one as a share of the other.
+    peak_share: Option<f64>,
+    /// Tokens per second that were expected, where the devices have been measured (generation only).
+    predicted: Option<f64>,
     /// When it was measured, in local time.
     date: String,
 }
@@ -54,7 +67,7 @@ impl Row {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        let devices: Vec<String> = model.placement().runs.iter().map(|(device, _)| device.to_string()).collect();
+        let devices = model.placement().devices_in_use().into_iter().map(Device::name).collect::<Vec<_>>();
         let path = gguf.path();
         Row {
             model: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
@@ -65,8 +78,8 @@ impl Row {
             n_gen: if test.is_prompt() { 0 } else { test.n() },
             depth: test.depth(),
             ngl: match layers {
-                // `auto` comes to none without a GPU.
-                GpuLayers::Auto => 0.into(),
+                // What `auto` came to.
+                GpuLayers::Auto => layers_on_gpu(session).into(),
                 GpuLayers::Count(n) => n.into(),
                 GpuLayers::All => layers.to_string().into(),
             },
@@ -83,17 +96,32 @@ impl Row {
             gb_per_s: None,
             memory_gb_per_s: None,
             memory_share: None,
-            date: jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
+            ops_per_token: None,
+            gop_per_s: None,
+            peak_gop_per_s: None,
+            peak_share: None,
+            predicted: if test.is_prompt() { None } else { predicted(session, test) },
+            date: now(),
         }
     }
 
-    /// Notes what generation reads, and what the machine can: `memory` bytes per second.
-    pub(super) fn set_bandwidth(&mut self, bytes_per_token: u64, memory: f64) {
-        let read = bytes_per_token as f64 * self.mean;
-        self.bytes_per_token = Some(bytes_per_token);
-        self.gb_per_s = Some(read / 1e9);
-        self.memory_gb_per_s = Some(memory / 1e9);
-        self.memory_share = Some(read / memory);
+    /// Notes what the test asks of the machine, and what that can do; of GPUs that is not known.
+    pub(super) fn set_limits(&mut self, work: &Work, test: &Test, machine: Option<Roofline>) {
+        if test.is_prompt() {
+            let ops = work.of_prompt(test.n());
+            let peak = machine.map(|machine| ops.peak(&machine));
+            let ops = ops.total();
+            self.ops_per_token = Some(ops);
+            self.gop_per_s = Some(ops * self.mean / 1e9);
+            self.peak_gop_per_s = peak.map(|peak| peak / 1e9);
+            self.peak_share = peak.map(|peak| ops * self.mean / peak);
+        } else {
+            let read = work.bytes as f64 * self.mean;
+            self.bytes_per_token = Some(work.bytes);
+            self.gb_per_s = Some(read / 1e9);
+            self.memory_gb_per_s = machine.map(|machine| machine.read / 1e9);
+            self.memory_share = machine.map(|machine| read / machine.read);
+        }
     }
 
     fn json(&self) -> io::Result<Value> {
@@ -101,8 +129,9 @@ impl Row {
     }
 
     /// The cells of the Markdown table.
-    fn cells(&self) -> [String; 8] {
-        let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
+    fn cells(&self) -> Cells {
+        let number = |value: Option<f64>, digits| value.map_or_else(String::new, |value| format!("{value:.digits$}"));
+        let share = |value: Option<f64>| value.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share));
         [
             self.model.clone(),
             format!("{:.2} MiB", self.model_bytes as f64 / 1048576.0),
@@ -110,10 +139,32 @@ impl Row {
             self.backend.clone(),
             self.test.clone(),
             format!("{:.2} ± {:.2}", self.mean, self.stddev),
-            number(self.gb_per_s),
-            self.memory_share.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+            number(self.gb_per_s, 2),
+            share(self.memory_share),
+            number(self.gop_per_s, 0),
+            share(self.peak_share),
         ]
     }
+}
+
+/// The speed expected of the middle one of a test's tokens.
+fn predicted(session: &Session, test: &Test) -> Option<f64> {
+    let prediction = session.model().plan().prediction.as_ref()?;
+    Some(prediction.tokens_per_second(test.depth() + test.n() / 2))
+}
+
+/// Layers of which both halves are on the GPU.
+fn layers_on_gpu(session: &Session) -> usize {
+    let model = session.model();
+    let devices = model.placement().devices();
+    let halves = model.program().blocks.iter().zip(devices).filter(|(_, device)| *device == Device::Gpu);
+    let layers = halves.filter_map(|(block, _)| match block.kind {
+        BlockKind::Attention(layer) | BlockKind::FeedForward(layer) => Some(layer),
+        BlockKind::Embed | BlockKind::Head => None,
+    });
+    let mut halves = vec![0; model.program().hparams.n_layer];
+    layers.for_each(|layer| halves[layer] += 1);
+    halves.into_iter().filter(|n| *n == 2).count()
 }
 
 /// Writes rows as they come.
@@ -122,15 +173,23 @@ pub(super) struct Table {
     n_rows: usize,
     /// Width of the test column.
     test_width: usize,
+    /// The last limits shown: bytes and operations per second.
     memory: Option<f64>,
+    peak: Option<f64>,
 }
 
-const HEADER: [&str; 8] = ["model", "size", "params", "backend", "test", "t/s", "GB/s", "of memory"];
+/// Number of columns.
+const COLUMNS: usize = 10;
+/// A row of the Markdown table.
+type Cells = [String; COLUMNS];
+
+const HEADER: [&str; COLUMNS] =
+    ["model", "size", "params", "backend", "test", "t/s", "GB/s", "of memory", "Gop/s", "of peak"];
 
 impl Table {
     pub(super) fn new(format: Format, tests: &[Test]) -> Table {
         let test_width = tests.iter().map(|test| test.name().len()).max().unwrap_or(0);
-        Table { format, n_rows: 0, test_width, memory: None }
+        Table { format, n_rows: 0, test_width, memory: None, peak: None }
     }
 
     /// Writes one row, after the header if it is the first.
@@ -138,6 +197,7 @@ impl Table {
         let is_first = self.n_rows == 0;
         self.n_rows += 1;
         self.memory = row.memory_gb_per_s.or(self.memory);
+        self.peak = row.peak_gop_per_s.or(self.peak);
         match self.format {
             Format::Md => {
                 let cells = row.cells();
@@ -156,35 +216,46 @@ impl Table {
 
     /// Writes what comes after the last row.
     pub(super) fn end(&self, out: &mut dyn Write) -> io::Result<()> {
-        match (self.format, self.memory) {
-            (Format::Md, Some(memory)) => {
-                writeln!(out, "\nMemory read bandwidth measured here: {memory:.1} GB/s. GB/s: weights read per second.")
-            }
-            (Format::Json, _) => writeln!(out, "\n]"),
-            _ => Ok(()),
+        match self.format {
+            Format::Md => self.footnote(out),
+            Format::Json => writeln!(out, "\n]"),
+            Format::Jsonl | Format::Csv => Ok(()),
         }
     }
 
+    /// What the shares are shares of.
+    fn footnote(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out)?;
+        if let Some(memory) = self.memory {
+            writeln!(out, "Memory read bandwidth measured here: {memory:.1} GB/s. GB/s: weights read per second.")?;
+        }
+        if let Some(peak) = self.peak {
+            writeln!(out, "Peak measured here: {peak:.0} Gop/s. Gop/s: additions and multiplications with weights.")?;
+        }
+        Ok(())
+    }
+
     /// Widths of the columns, for a table with rows like this one.
-    fn widths(&self, like: &[String; 8]) -> [usize; 8] {
-        let mut widths = [0; 8];
+    fn widths(&self, like: &Cells) -> [usize; COLUMNS] {
+        let mut widths = [0; COLUMNS];
         for (i, width) in widths.iter_mut().enumerate() {
             *width = like[i].chars().count().max(HEADER[i].len());
         }
         widths[4] = widths[4].max(self.test_width);
         widths[5] = widths[5].max(16);
         widths[6] = widths[6].max(6);
+        widths[8] = widths[8].max(6);
         widths
     }
 
-    fn markdown(&self, like: &[String; 8], cells: &[String; 8], out: &mut dyn Write) -> io::Result<()> {
+    fn markdown(&self, like: &Cells, cells: &Cells, out: &mut dyn Write) -> io::Result<()> {
         for (i, (cell, width)) in cells.iter().zip(self.widths(like)).enumerate() {
             if is_text(i) { write!(out, "| {cell:<width$} ")? } else { write!(out, "| {cell:>width$} ")? }
         }
         writeln!(out, "|")
     }
 
-    fn rule(&self, like: &[String; 8], out: &mut dyn Write) -> io::Result<()> {
+    fn rule(&self, like: &Cells, out: &mut dyn Write) -> io::Result<()> {
         for (i, width) in self.widths(like).into_iter().enumerate() {
             let dashes = "-".repeat(width);
             if is_text(i) { write!(out, "| {dashes} ")? } else { write!(out, "| {dashes}:")? }
@@ -193,13 +264,18 @@ impl Table {
     }
 }
 
+/// The local time, as results are dated.
+pub(super) fn now() -> String {
+    jiff::Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+}
+
 /// Columns of words are aligned to the left.
 fn is_text(column: usize) -> bool {
     matches!(column, 0 | 3)
 }
 
 /// A row as comma-separated values; lists are separated by spaces.
-fn csv(row: &Value, header: bool, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn csv(row: &Value, header: bool, out: &mut dyn Write) -> io::Result<()> {
     let Some(fields) = row.as_object() else { return Ok(()) };
     if header {
         let names: Vec<&str> = fields.keys().map(String::as_str).collect();

@@ -34,7 +34,7 @@ pub(crate) struct ChatArgs {
 
 /// Converses until the input ends.
 pub(crate) fn run(args: &ChatArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    let options = args.load.options()?;
+    let options = args.load.options();
     let params = args.sampling.params();
     SamplerChain::new(&tandem_engine::sampler::SamplerParams { logit_bias: Vec::new(), ..params.clone() }, 1)?;
     let gguf = open::open(&args.model, ui, interrupt)?;

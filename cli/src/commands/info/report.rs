@@ -48,6 +48,17 @@ pub(super) struct TokenizerFacts {
     pub(super) add_eos: bool,
 }
 
+/// A mixture of experts.
+#[derive(Debug, Serialize)]
+pub(super) struct Experts {
+    /// Experts in a layer.
+    pub(super) count: usize,
+    /// Experts that a token uses of them.
+    pub(super) used: usize,
+    /// Layers that have experts.
+    pub(super) layers: usize,
+}
+
 /// Memory for running the model.
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
@@ -69,6 +80,8 @@ pub(super) struct Report {
     /// Weights of all tensors.
     pub(super) n_params: u64,
     pub(super) by_type: Vec<TypeRow>,
+    /// The experts, where the model can be run and has some.
+    pub(super) experts: Option<Experts>,
     /// The tokenizer, or why there is none.
     pub(super) tokenizer: Result<TokenizerFacts, String>,
     /// Names of the chat templates; the one without a name is `default`.
@@ -84,6 +97,7 @@ impl Report {
             not_runnable: program.as_ref().err().cloned(),
             n_params: gguf.tensors().iter().map(|t| t.n_elements() as u64).sum(),
             by_type: by_type(gguf),
+            experts: program.as_ref().ok().and_then(experts),
             tokenizer: tokenizer(gguf),
             templates: ChatTemplate::names(metadata),
             memory: program.as_ref().ok().map(|program| memory(gguf, program, context)),
@@ -103,6 +117,12 @@ fn by_type(gguf: &Gguf) -> Vec<TypeRow> {
     let mut rows: Vec<TypeRow> = rows.into_values().collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.n_bytes));
     rows
+}
+
+fn experts(program: &Program) -> Option<Experts> {
+    let layers = program.blocks.iter().filter(|block| block.has_experts()).count();
+    let (count, used) = (program.hparams.n_expert, program.hparams.n_expert_used);
+    (layers > 0).then_some(Experts { count, used, layers })
 }
 
 fn tokenizer(gguf: &Gguf) -> Result<TokenizerFacts, String> {

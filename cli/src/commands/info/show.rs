@@ -47,6 +47,10 @@ fn head(out: &mut String, gguf: &Gguf, report: &Report) {
     let _ = writeln!(out, "{}\n  GGUF version {}, {size}{parts}", gguf.path().display(), gguf.version());
     line(out, format_args!("architecture {}", report.architecture.as_deref().unwrap_or("(none)")));
     line(out, format_args!("{} tensors, {}", gguf.tensors().len(), count(report.n_params)));
+    if let Some(experts) = &report.experts {
+        let (count, used, layers) = (experts.count, experts.used, experts.layers);
+        line(out, format_args!("{count} experts in {layers} layers, {used} used for each token"));
+    }
     if let Some(reason) = &report.not_runnable {
         line(out, format_args!("cannot be run: {reason}"));
     }
@@ -128,6 +132,7 @@ pub(super) fn json(gguf: &Gguf, report: &Report, tensors: bool) -> Json {
         "n_params": report.n_params,
         "n_tensors": gguf.tensors().len(),
         "tensors_by_type": report.by_type,
+        "experts": report.experts,
         "tokenizer": report.tokenizer.as_ref().ok(),
         "no_tokenizer_because": report.tokenizer.as_ref().err(),
         "templates": report.templates,

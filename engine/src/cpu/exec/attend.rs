@@ -2,7 +2,7 @@
 
 use tandem_models::Reg;
 
-use super::super::attention::{AttentionWork, CHUNK, HeadCache, MAX_ROWS, QueryRow};
+use super::super::attention::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow};
 use super::super::isa::LANES;
 use super::super::team::Member;
 use super::Exec;
@@ -71,26 +71,24 @@ impl Exec<'_> {
         let hp = &self.program.hparams;
         let stride = hp.head_dim.next_multiple_of(LANES);
         let queries = self.n() * (hp.n_head / hp.n_head_kv);
-        let blocks = queries.div_ceil(MAX_ROWS);
+        let size = block_size(queries, hp.n_head_kv, m.len());
+        let blocks = queries.div_ceil(size);
         m.phase(blocks * hp.n_head_kv, 1, |items| {
             for item in items {
                 // The longest first, so that the last ones claimed are short.
                 let (kv_head, block) = (item % hp.n_head_kv, blocks - 1 - item / hp.n_head_kv);
-                let range = block * MAX_ROWS..queries.min((block + 1) * MAX_ROWS);
-                let mixes = own.mix.chunks_exact_mut(stride);
-                let mut rows: [Option<QueryRow>; MAX_ROWS] = [None; MAX_ROWS];
-                for ((slot, i), mix) in rows.iter_mut().zip(range.clone()).zip(mixes) {
-                    *slot = Some(self.query(kv_head, i, window, mix));
+                let range = block * size..queries.min((block + 1) * size);
+                let mut rows = [QueryRow::EMPTY; MAX_QUERIES];
+                let rows = &mut rows[..range.len()];
+                for ((row, i), mix) in rows.iter_mut().zip(range.clone()).zip(own.mix.chunks_exact_mut(stride)) {
+                    *row = self.query(kv_head, i, window, mix);
                 }
-                let mut filled =
-                    rows.map(|r| r.unwrap_or(rows[0].unwrap_or_else(|| unreachable!("a block has queries"))));
-                let filled = &mut filled[..range.len()];
-                let first = filled.iter().map(|r| r.sees.0).min().unwrap_or(0);
-                let last = filled.iter().map(|r| r.sees.1).max().unwrap_or(0);
+                let first = rows.iter().map(|r| r.sees.0).min().unwrap_or(0);
+                let last = rows.iter().map(|r| r.sees.1).max().unwrap_or(0);
                 for chunk in first / CHUNK..last.div_ceil(CHUNK) {
-                    self.attend_chunk(&self.heads[layer][kv_head], filled, scale, chunk, &mut own.attention);
+                    self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunk, &mut own.attention);
                 }
-                for (row, i) in filled.iter().zip(range) {
+                for (row, i) in rows.iter().zip(range) {
                     // SAFETY: `out` is this member's `mix`, `stride` long.
                     let mix = unsafe { std::slice::from_raw_parts(row.out, stride) };
                     self.finish(kv_head, i, mix, row.sum);
@@ -112,16 +110,16 @@ impl Exec<'_> {
         m.phase(hp.n_head_kv * chunks.len(), 1, |items| {
             for item in items {
                 let (kv_head, c) = (item / chunks.len(), item % chunks.len());
-                for from in (0..group).step_by(MAX_ROWS) {
-                    let n = MAX_ROWS.min(group - from);
+                for from in (0..group).step_by(MAX_QUERIES) {
+                    let n = MAX_QUERIES.min(group - from);
                     let row = |i: usize| {
                         let start = at(kv_head * group + from + i, c);
                         // SAFETY: this member's head and chunk.
                         self.query(kv_head, from + i, window, unsafe { self.partial.get_mut(start..start + stride) })
                     };
-                    let mut rows = [row(0); MAX_ROWS];
+                    let mut rows = [QueryRow::EMPTY; MAX_QUERIES];
                     let rows = &mut rows[..n];
-                    (1..n).for_each(|i| rows[i] = row(i));
+                    rows.iter_mut().enumerate().for_each(|(i, slot)| *slot = row(i));
                     self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
                     for (i, row) in rows.iter().enumerate() {
                         let end = at(kv_head * group + from + i, c) + share;
@@ -149,4 +147,11 @@ impl Exec<'_> {
             }
         });
     }
+}
+
+/// How many queries of a KV head a member claims at a time: many share one preparation of the keys and values, but every
+/// member should get several blocks.
+fn block_size(queries: usize, n_head_kv: usize, n_members: usize) -> usize {
+    let fair = queries * n_head_kv / (4 * n_members);
+    (fair / MAX_ROWS * MAX_ROWS).clamp(MAX_ROWS, MAX_QUERIES)
 }

@@ -4,9 +4,12 @@
 //! pieces of work, and a barrier ends it.
 
 mod attend;
+mod experts;
+mod observe;
 mod scratch;
 
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use tandem_models::{Activation, Block, BlockKind, Linear, Program, Reg, Step, Vector, WeightId};
 
@@ -14,7 +17,7 @@ use super::attention::HeadCache;
 use super::isa::LANES;
 use super::kernels::{AttendFn, Kernels};
 use super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
-use super::matmul::{ActGroup, Acts};
+use super::matmul::{ActGroup, Acts, columns_per_pass};
 use super::matrix::Matrix;
 use super::ops;
 use super::pack::GROUP;
@@ -23,8 +26,10 @@ use super::{CpuBackend, Loaded};
 use crate::backend::{Batch, Hidden};
 use crate::model::KvType;
 
-pub(super) use scratch::Scratch;
+use experts::SharedRouting;
+use observe::Observed;
 use scratch::{MemberScratch, N_REGISTERS, slot};
+pub(super) use scratch::{Scratch, Sizes};
 
 /// Most columns multiplied with a panel at a time: their results stay in the L1 or L2 cache.
 const MAX_COLS: usize = 512;
@@ -45,7 +50,10 @@ struct Exec<'a> {
     groups: Shared<ActGroup>,
     angles: &'a [(Vec<f32>, Vec<f32>)],
     partial: Shared<f32>,
+    routing: SharedRouting,
     members: Shared<MemberScratch>,
+    /// Where inputs of matrices are summed, if they are.
+    observed: Option<Observed>,
 }
 
 // SAFETY: the raw pointers inside `HeadCache` are to memory that phases write disjointly, like `Shared`.
@@ -55,6 +63,8 @@ unsafe impl Sync for Exec<'_> {}
 pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) {
     let n = batch.tokens.len();
     let program = cpu.program.clone();
+    let inputs = cpu.options.inputs.clone();
+    let mut inputs = inputs.as_ref().map(|inputs| inputs.lock().unwrap_or_else(PoisonError::into_inner));
     // What the kernels do not check.
     assert!(batch.start.checked_add(n).is_some_and(|end| end <= cpu.options.n_ctx), "a batch outside the context");
     assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
@@ -80,7 +90,9 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         groups: Shared::new(&mut scratch.groups),
         angles: &scratch.angles,
         partial: Shared::new(&mut scratch.partial),
+        routing: scratch.routing.share(),
         members: Shared::new(&mut scratch.members),
+        observed: inputs.as_deref_mut().map(Observed::new),
     };
     cpu.team.run(|member| {
         // SAFETY: each member takes its own scratch.
@@ -125,10 +137,15 @@ impl Exec<'_> {
     }
 
     fn matrix(&self, linear: &Linear) -> &Matrix {
-        match &self.weights[linear.weight.0] {
+        self.matrices(linear.weight)
+    }
+
+    /// The matrix, or the matrices of all experts, of a weight.
+    fn matrices(&self, id: WeightId) -> &Matrix {
+        match &self.weights[id.0] {
             Some(Loaded::Matrix(matrix)) => matrix,
             Some(Loaded::Table { .. } | Loaded::Vector(_)) | None => {
-                unreachable!("a linear step's weight has the matrix role")
+                unreachable!("the builder gave this weight the matrix or the experts role")
             }
         }
     }
@@ -143,6 +160,9 @@ impl Exec<'_> {
     }
 
     fn step(&self, step: &Step, m: &Member<'_>, own: &mut MemberScratch) {
+        if let Some(observed) = &self.observed {
+            self.observe(observed, step, m);
+        }
         match step {
             Step::Embed { table, scale } => self.embed(*table, *scale, m),
             Step::Norm { norm, input, output, add } => self.norm(norm, *input, *output, *add, m),
@@ -159,6 +179,10 @@ impl Exec<'_> {
                 self.products(&[(linear, *output, *add)], *input, m, own);
             }
             Step::Glu { gate, up, act } => self.glu(gate, up, *act, m, own),
+            Step::Route { router, normalize } => self.route(router, *normalize, m, own),
+            Step::ExpertGlu { gate, up, act } => self.expert_glu(*gate, *up, *act, m, own),
+            Step::ExpertDown { down, output, add } => self.expert_down(*down, *output, *add, m, own),
+            Step::SigmoidGate { weight, n_ff } => self.sigmoid_gate(*weight, *n_ff, m),
             Step::Logits { linear, soft_cap } => self.logits(linear, *soft_cap, m, own),
         }
     }
@@ -196,10 +220,13 @@ impl Exec<'_> {
 
     /// Quantizes rows of a register to int8, if one of the matrices that will read it wants that.
     fn quantize(&self, input: Reg, linears: &[&Linear], rows: Range<usize>, m: &Member<'_>) {
-        if !linears.iter().any(|l| self.matrix(l).wants_quantized()) {
-            return;
+        if linears.iter().any(|l| self.matrix(l).wants_quantized()) {
+            self.quantize_rows(input, self.matrix(linears[0]).n_in, rows, m);
         }
-        let n_in = self.matrix(linears[0]).n_in;
+    }
+
+    /// Quantizes rows of `n_in` floats of a register to int8.
+    fn quantize_rows(&self, input: Reg, n_in: usize, rows: Range<usize>, m: &Member<'_>) {
         let groups = n_in / GROUP;
         // Pieces of a row, so that the members share even a single token's.
         let piece = if rows.len() == 1 { groups.div_ceil(4) } else { groups };
@@ -219,90 +246,96 @@ impl Exec<'_> {
 
     /// The rows of a register as input of products.
     fn acts(&self, input: Reg, n_in: usize) -> Acts {
-        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr() }
+        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr(), rows: std::ptr::null() }
     }
 
     /// Products of one input with one or more matrices, as one phase over all their panels.
     fn products(&self, targets: &[(&Linear, Reg, bool)], input: Reg, m: &Member<'_>, own: &mut MemberScratch) {
         let total: usize = targets.iter().map(|(l, ..)| self.matrix(l).n_panels()).sum();
-        m.phase_even(total, |panels| {
-            for panel in panels {
-                let mut p = panel;
-                for (linear, reg, add) in targets {
-                    let matrix = self.matrix(linear);
-                    if p < matrix.n_panels() {
-                        let target = Target { out: self.registers[slot(*reg)], stride: self.width(*reg), add: *add };
-                        let acts = self.acts(input, matrix.n_in);
-                        self.panel(linear, p, &acts, 0..self.n(), target, own);
-                        break;
-                    }
-                    p -= matrix.n_panels();
-                }
+        m.phase_even(total, |claimed| {
+            let mut first = 0;
+            for (linear, reg, add) in targets {
+                let matrix = self.matrix(linear);
+                let panels =
+                    claimed.start.saturating_sub(first)..claimed.end.saturating_sub(first).min(matrix.n_panels());
+                first += matrix.n_panels();
+                let target = Target { out: self.registers[slot(*reg)], stride: self.width(*reg), add: *add };
+                self.panels(linear, panels, &self.acts(input, matrix.n_in), self.n(), target, own);
             }
         });
     }
 
-    /// One panel of a product for the given columns; row `i` of the target is column `cols.start + i`.
-    fn panel(
+    /// Multiplies some panels with the first `n` columns of `acts`; adds the bias.
+    fn panels(
         &self,
         linear: &Linear,
-        p: usize,
+        panels: Range<usize>,
         acts: &Acts,
-        cols: Range<usize>,
+        n: usize,
         target: Target,
         own: &mut MemberScratch,
     ) {
         let matrix = self.matrix(linear);
-        let first = p * LANES;
-        let n_rows = LANES.min(matrix.n_out - first);
-        let bias = linear.bias.map(|b| &self.vector(b)[first..first + n_rows]);
-        for start in cols.clone().step_by(MAX_COLS) {
-            let part = start..cols.end.min(start + MAX_COLS);
-            // SAFETY: `acts` covers all columns of the batch.
-            unsafe { matrix.multiply(self.arena, p, acts, part.clone(), &mut own.work, &mut own.tile) };
-            for (col, tile) in part.zip(own.tile.chunks_exact_mut(LANES)) {
-                for (y, b) in tile.iter_mut().zip(bias.into_iter().flatten()) {
-                    *y += b;
+        for cols in column_passes(n, matrix.n_in) {
+            for p in panels.clone() {
+                let rows = p * LANES..matrix.n_out.min((p + 1) * LANES);
+                let bias = linear.bias.map(|b| &self.vector(b)[rows.clone()]);
+                // SAFETY: `acts` covers all columns of the batch.
+                unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
+                for (col, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
+                    tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+                    let at = col * target.stride + rows.start;
+                    // SAFETY: this member's panel.
+                    let out = unsafe { target.out.get_mut(at..at + rows.len()) };
+                    write_tile(out, tile, target.add);
                 }
-                let at = (col - cols.start) * target.stride + first;
-                // SAFETY: this member's panel.
-                let out = unsafe { target.out.get_mut(at..at + n_rows) };
-                write_tile(out, tile, target.add);
             }
         }
     }
 
     fn glu(&self, gate: &Linear, up: &Linear, act: Activation, m: &Member<'_>, own: &mut MemberScratch) {
         self.quantize(Reg::H, &[gate, up], 0..self.n(), m);
-        let (n_ff, n_in) = (self.matrix(gate).n_out, self.matrix(gate).n_in);
+        let n_in = self.matrix(gate).n_in;
         m.phase_even(self.matrix(gate).n_panels(), |panels| {
             let acts = self.acts(Reg::H, n_in);
-            for p in panels {
-                let first = p * LANES;
-                let n_rows = LANES.min(n_ff - first);
-                for start in (0..self.n()).step_by(MAX_COLS) {
-                    let part = start..self.n().min(start + MAX_COLS);
+            for cols in column_passes(self.n(), n_in) {
+                for p in panels.clone() {
                     // SAFETY: `acts` covers all columns of the batch.
                     unsafe {
-                        self.matrix(gate).multiply(self.arena, p, &acts, part.clone(), &mut own.work, &mut own.tile);
-                        self.matrix(up).multiply(self.arena, p, &acts, part.clone(), &mut own.work, &mut own.tile2);
+                        self.matrix(gate).multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile);
+                        self.matrix(up).multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile2);
                     }
-                    let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact_mut(LANES));
-                    for (col, (g, u)) in part.zip(tiles) {
-                        for (tile, linear) in [(&mut *g, gate), (&mut *u, up)] {
-                            let bias = linear.bias.map(|b| &self.vector(b)[first..first + n_rows]);
-                            tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
-                        }
-                        // SAFETY: 16 floats each; this member's panel.
-                        unsafe {
-                            (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
-                            let at = col * n_ff + first;
-                            write_tile(self.registers[slot(Reg::F)].get_mut(at..at + n_rows), g, false);
-                        }
-                    }
+                    self.activate(gate, up, act, p, cols.clone(), own);
                 }
             }
         });
+    }
+
+    /// Joins panel `p` of gate and up, as they lie in the member's tiles, in register F.
+    fn activate(
+        &self,
+        gate: &Linear,
+        up: &Linear,
+        act: Activation,
+        p: usize,
+        cols: Range<usize>,
+        own: &mut MemberScratch,
+    ) {
+        let n_ff = self.matrix(gate).n_out;
+        let rows = p * LANES..n_ff.min((p + 1) * LANES);
+        let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact_mut(LANES));
+        for (col, (g, u)) in cols.zip(tiles) {
+            for (tile, linear) in [(&mut *g, gate), (&mut *u, up)] {
+                let bias = linear.bias.map(|b| &self.vector(b)[rows.clone()]);
+                tile.iter_mut().zip(bias.into_iter().flatten()).for_each(|(y, b)| *y += b);
+            }
+            // SAFETY: 16 floats each; this member's panel.
+            unsafe {
+                (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
+                let at = col * n_ff + rows.start;
+                write_tile(self.registers[slot(Reg::F)].get_mut(at..at + rows.len()), g, false);
+            }
+        }
     }
 
     fn head_norms(&self, q: &Vector, k: &Vector, m: &Member<'_>) {
@@ -365,23 +398,66 @@ impl Exec<'_> {
         });
     }
 
+    /// The output head. Its int8 input has a remainder, which goes through the matrix as a second column: the head is
+    /// where rounding does the most harm, and has few rows to multiply.
     fn logits(&self, linear: &Linear, soft_cap: Option<f32>, m: &Member<'_>, own: &mut MemberScratch) {
         let rows = self.batch.output_rows();
-        self.quantize(Reg::H, &[linear], rows.clone(), m);
         let matrix = self.matrix(linear);
-        let n_vocab = matrix.n_out;
-        let target = Target { out: self.logits, stride: n_vocab, add: false };
+        let n_in = matrix.n_in;
+        let parts = if matrix.wants_quantized() { 2 } else { 1 };
+        if parts == 2 {
+            self.quantize_twice(rows.clone(), n_in, m);
+        }
+        // SAFETY: H is only read in this phase.
+        let x = unsafe { self.registers[slot(Reg::H)].get(rows.start * n_in..rows.end * n_in) }.as_ptr();
+        let acts = Acts { x, ..self.acts(Reg::H, n_in) };
         m.phase_even(matrix.n_panels(), |panels| {
-            for p in panels {
-                self.panel(linear, p, &self.acts(Reg::H, matrix.n_in), rows.clone(), target, own);
-                let Some(cap) = soft_cap else { continue };
-                for row in 0..rows.len() {
-                    let at = row * n_vocab + p * LANES;
-                    // SAFETY: this member's panel.
-                    let out = unsafe { self.logits.get_mut(at..at + LANES.min(n_vocab - p * LANES)) };
-                    out.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            for cols in column_passes(parts * rows.len(), n_in) {
+                for p in panels.clone() {
+                    // SAFETY: `acts` covers the columns.
+                    unsafe { matrix.multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile) };
+                    let tiles = own.tile.chunks_exact_mut(parts * LANES);
+                    for (row, tile) in (cols.start / parts..cols.end / parts).zip(tiles) {
+                        self.finish_logits(linear, soft_cap, p, row, tile);
+                    }
                 }
             }
         });
     }
+
+    /// Writes one panel's logits of one row: the sum of the tile's columns, with bias and soft cap.
+    fn finish_logits(&self, linear: &Linear, soft_cap: Option<f32>, p: usize, row: usize, tile: &[f32]) {
+        let n_vocab = self.matrix(linear).n_out;
+        let outputs = p * LANES..n_vocab.min((p + 1) * LANES);
+        let bias = linear.bias.map(|b| &self.vector(b)[outputs.clone()]);
+        // SAFETY: this member's panel.
+        let out = unsafe { self.logits.get_mut(row * n_vocab + outputs.start..row * n_vocab + outputs.end) };
+        for (i, out) in out.iter_mut().enumerate() {
+            let y = tile[i] + tile.get(LANES + i).copied().unwrap_or(0.0) + bias.map_or(0.0, |b| b[i]);
+            *out = soft_cap.map_or(y, |cap| cap * (y / cap).tanh());
+        }
+    }
+
+    /// Quantizes rows of H to columns `2 i` (the row) and `2 i + 1` (what int8 left over).
+    fn quantize_twice(&self, rows: Range<usize>, n_in: usize, m: &Member<'_>) {
+        let groups = n_in / GROUP;
+        m.phase_even(rows.len(), |items| {
+            for i in items {
+                let t = rows.start + i;
+                // SAFETY: H is only read; this member's two columns.
+                unsafe {
+                    let x = self.registers[slot(Reg::H)].get(t * n_in..(t + 1) * n_in);
+                    let both = self.groups.get_mut(2 * i * groups..2 * (i + 1) * groups);
+                    let (main, rest) = both.split_at_mut(groups);
+                    (self.kernels.quantize_twice)(x.as_ptr(), main, rest);
+                }
+            }
+        });
+    }
+}
+
+/// Ranges that cover `n` columns, each small enough to stay in a cache while panels pass by.
+fn column_passes(n: usize, n_in: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = columns_per_pass(n_in, MAX_COLS);
+    (0..n).step_by(step).map(move |start| start..n.min(start + step))
 }

@@ -2,15 +2,16 @@
 
 use tandem_models::{Program, Reg};
 
-use super::super::attention::{AttentionWork, CHUNK, MAX_ROWS};
+use super::super::attention::{AttentionWork, CHUNK, MAX_QUERIES};
 use super::super::isa::LANES;
 use super::super::matmul::ActGroup;
 use super::super::ops;
 use super::super::pack::GROUP;
 use super::MAX_COLS;
+use super::experts::{Routing, RoutingSizes};
 
 /// Number of registers.
-pub(super) const N_REGISTERS: usize = 7;
+pub(super) const N_REGISTERS: usize = 8;
 
 /// Where a register's rows are kept.
 pub(super) fn slot(reg: Reg) -> usize {
@@ -22,11 +23,71 @@ pub(super) fn slot(reg: Reg) -> usize {
         Reg::V => 4,
         Reg::A => 5,
         Reg::F => 6,
+        Reg::R => 7,
     }
 }
 
-/// Registers and work memory, grown to the largest batch seen.
+/// How long each part of the work memory is, in elements: what is allocated, and what the ledger counts.
+#[derive(Debug, Clone)]
+pub(in crate::cpu) struct Sizes {
+    /// Tokens of the largest batch, and where the last one ends.
+    n: usize,
+    end: usize,
+    registers: [usize; N_REGISTERS],
+    groups: usize,
+    /// By rope.
+    angles: Vec<usize>,
+    partial: usize,
+    routing: RoutingSizes,
+    n_members: usize,
+    /// Of each member.
+    work: usize,
+    tile: usize,
+    tile2: usize,
+    mix: usize,
+    head_dim: usize,
+}
+
+impl Sizes {
+    /// For batches of up to `n` tokens that end before position `end`. `work` is the longest work memory of a product.
+    pub(in crate::cpu) fn new(program: &Program, n: usize, end: usize, n_members: usize, work: usize) -> Sizes {
+        let (hp, regs) = (&program.hparams, &program.registers);
+        let value_stride = hp.head_dim.next_multiple_of(LANES);
+        let mut registers = [0; N_REGISTERS];
+        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F, Reg::R] {
+            registers[slot(reg)] = n * regs.width(reg);
+        }
+        // The head quantizes its input to twice as many columns.
+        let widest = (2 * regs.n_embd).max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
+        Sizes {
+            n,
+            end,
+            registers,
+            groups: n * widest / GROUP,
+            angles: program.ropes.iter().map(|rope| n * rope.freqs.len()).collect(),
+            partial: hp.n_head.saturating_mul(end.div_ceil(CHUNK)).saturating_mul(value_stride + 2),
+            routing: RoutingSizes { rows: n * hp.n_expert_used, experts: regs.n_expert },
+            n_members,
+            work,
+            tile: (2 * n).min(MAX_COLS) * LANES,
+            tile2: n.min(MAX_COLS) * LANES,
+            mix: MAX_QUERIES * value_stride,
+            head_dim: hp.head_dim,
+        }
+    }
+
+    /// Bytes of all of it.
+    pub(in crate::cpu) fn bytes(&self) -> usize {
+        let shared = self.registers.iter().sum::<usize>() + 2 * self.angles.iter().sum::<usize>();
+        let member = 4 * (self.work + self.tile + self.tile2 + self.mix) + AttentionWork::new(self.head_dim).bytes();
+        let fixed = 4 * shared + self.groups * size_of::<ActGroup>() + self.routing.bytes() + self.n_members * member;
+        self.partial.saturating_mul(4).saturating_add(fixed)
+    }
+}
+
+/// Registers and work memory, made for the usual batch and grown for a larger one.
 pub(in crate::cpu) struct Scratch {
+    sizes: Sizes,
     /// All registers but X, by [`slot`].
     pub(super) registers: [Vec<f32>; N_REGISTERS],
     /// The quantized input of the product at hand.
@@ -35,6 +96,7 @@ pub(in crate::cpu) struct Scratch {
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// Running results of queries: weighted values, then maximum and sum.
     pub(super) partial: Vec<f32>,
+    pub(super) routing: Routing,
     pub(super) members: Vec<MemberScratch>,
 }
 
@@ -48,64 +110,44 @@ pub(in crate::cpu) struct MemberScratch {
 }
 
 impl Scratch {
-    pub(in crate::cpu) fn new(n_members: usize, work_len: usize, attention: impl Fn() -> AttentionWork) -> Scratch {
+    /// All of it, zeroed. The system gives pages as they are touched.
+    pub(in crate::cpu) fn new(sizes: Sizes) -> Scratch {
+        let zeros = |len: usize| vec![0.0f32; len];
         let member = || MemberScratch {
-            work: vec![0.0; work_len],
-            tile: Vec::new(),
-            tile2: Vec::new(),
-            attention: attention(),
-            mix: Vec::new(),
+            work: zeros(sizes.work),
+            tile: zeros(sizes.tile),
+            tile2: zeros(sizes.tile2),
+            attention: AttentionWork::new(sizes.head_dim),
+            mix: zeros(sizes.mix),
         };
         Scratch {
-            registers: Default::default(),
-            groups: Vec::new(),
-            angles: Vec::new(),
-            partial: Vec::new(),
-            members: (0..n_members).map(|_| member()).collect(),
+            registers: sizes.registers.map(zeros),
+            groups: vec![ActGroup::default(); sizes.groups],
+            angles: sizes.angles.iter().map(|len| (zeros(*len), zeros(*len))).collect(),
+            partial: zeros(sizes.partial),
+            routing: Routing::new(sizes.routing),
+            members: (0..sizes.n_members).map(|_| member()).collect(),
+            sizes,
         }
     }
 
     /// Bytes held.
     pub(in crate::cpu) fn bytes(&self) -> usize {
-        let floats: usize = self.registers.iter().map(Vec::len).sum::<usize>()
-            + self.partial.len()
-            + self.angles.iter().map(|(c, s)| c.len() + s.len()).sum::<usize>();
-        let members = self
-            .members
-            .iter()
-            .map(|m| 4 * (m.work.len() + m.tile.len() + m.tile2.len() + m.mix.len()) + m.attention.bytes());
-        4 * floats + std::mem::size_of_val(&*self.groups) + members.sum::<usize>()
+        self.sizes.bytes()
     }
 
     /// Makes room for a batch of `n` tokens, and computes its rotation angles.
     pub(super) fn prepare(&mut self, program: &Program, start: usize, n: usize) {
-        let grow = |v: &mut Vec<f32>, len: usize| v.resize(len.max(v.len()), 0.0);
-        let regs = &program.registers;
-        for reg in [Reg::H, Reg::Q, Reg::K, Reg::V, Reg::A, Reg::F] {
-            grow(&mut self.registers[slot(reg)], n * regs.width(reg));
+        if n > self.sizes.n {
+            let Sizes { end, n_members, work, .. } = self.sizes;
+            *self = Scratch::new(Sizes::new(program, n, end, n_members, work));
         }
-        let widest = regs.n_embd.max(regs.n_q).max(regs.n_ff).next_multiple_of(GROUP);
-        self.groups.resize((n * widest / GROUP).max(self.groups.len()), ActGroup::default());
-        self.angles.resize_with(program.ropes.len(), Default::default);
         for (rope, (cos, sin)) in program.ropes.iter().zip(&mut self.angles) {
             let half = rope.freqs.len();
-            grow(cos, n * half);
-            grow(sin, n * half);
             for t in 0..n {
                 let at = t * half..(t + 1) * half;
                 ops::rope_angles(rope, start + t, &mut cos[at.clone()], &mut sin[at]);
             }
-        }
-        let hp = &program.hparams;
-        let stride = hp.head_dim.next_multiple_of(LANES);
-        let n_chunks = (start + n).div_ceil(CHUNK);
-        if n == 1 {
-            grow(&mut self.partial, hp.n_head * n_chunks * (stride + 2));
-        }
-        for member in &mut self.members {
-            grow(&mut member.tile, n.min(MAX_COLS) * LANES);
-            grow(&mut member.tile2, n.min(MAX_COLS) * LANES);
-            grow(&mut member.mix, MAX_ROWS * stride);
         }
     }
 }

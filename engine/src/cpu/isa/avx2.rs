@@ -30,6 +30,8 @@ impl Isa for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
+    /// All bits of the bytes that are not chosen.
+    type M = [__m256i; 2];
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
@@ -129,6 +131,10 @@ impl Isa for Avx2 {
         unsafe { both!(|i| _mm256_add_epi32(a[i], b[i])) }
     }
     #[inline(always)]
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_sub_epi32(a[i], b[i])) }
+    }
+    #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
         unsafe { both!(|i| _mm256_sll_epi32(a[i], _mm_cvtsi32_si128(n as i32))) }
     }
@@ -217,6 +223,80 @@ impl Isa for Avx2 {
                 let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w[i]), a_odd);
                 _mm256_add_epi32(acc[i], _mm256_add_epi32(even, odd))
             })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn i_load(p: *const u8) -> Self::I {
+        unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn i_load_u16(p: *const u8) -> Self::I {
+        unsafe { both!(|i| _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16 * i).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_xor_si256(a[i], b[i])) }
+    }
+    #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_i32gather_epi32::<4>(table.cast(), index[i])) }
+    }
+    #[inline(always)]
+    unsafe fn i_as_b(v: Self::I) -> Self::B {
+        v
+    }
+    #[inline(always)]
+    unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            both!(|i| _mm256_shuffle_epi8(table, index[i]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B {
+        unsafe { both!(|i| _mm256_add_epi8(a[i], b[i])) }
+    }
+    #[inline(always)]
+    unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B {
+        unsafe {
+            let limit = _mm256_set1_epi8(limit as i8);
+            both!(|i| _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_max_epu8(v[i], limit), v[i]), _mm256_set1_epi8(1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+        unsafe {
+            let bits = _mm256_set1_epi8(bits as i8);
+            both!(|i| _mm256_cmpeq_epi8(_mm256_and_si256(v[i], bits), _mm256_setzero_si256()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn b_splat8(p: *const i8) -> Self::B {
+        unsafe {
+            let bytes = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
+            [_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)); 2]
+        }
+    }
+    #[inline(always)]
+    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+        unsafe {
+            let other = _mm256_set1_epi8(-128);
+            both!(|i| {
+                let bytes = _mm256_blendv_epi8(a[i], other, chosen[i]);
+                _mm256_add_epi32(acc[i], _mm256_sad_epu8(bytes, _mm256_setzero_si256()))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {
+        unsafe {
+            let join = |x: [__m256i; 2]| {
+                let even = _mm256_shuffle_ps::<0b10_00_10_00>(_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1]));
+                _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(even))
+            };
+            [join(a), join(b)]
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Isa;
+use super::{Bf16, Isa};
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy)]
@@ -14,6 +14,7 @@ impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type M = __mmask64;
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> __m512 {
@@ -104,6 +105,10 @@ impl Isa for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn i_sub(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn i_shl(a: __m512i, n: u32) -> __m512i {
         unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(n as i32)) }
     }
@@ -167,5 +172,102 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn dot4_wide(acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
         unsafe { Self::dot4(acc, w, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn i_load(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn i_load_u16(p: *const u8) -> __m512i {
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn i_xor(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: __m512i) -> __m512i {
+        unsafe { _mm512_i32gather_epi32::<4>(index, table.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn i_as_b(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn b_lookup(table: &[u8; 16], index: __m512i) -> __m512i {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, index)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn b_add(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn b_at_least(v: __m512i, limit: u8) -> __m512i {
+        unsafe { _mm512_maskz_set1_epi8(_mm512_cmpge_epu8_mask(v, _mm512_set1_epi8(limit as i8)), 1) }
+    }
+    #[inline(always)]
+    unsafe fn b_test(v: __m512i, bits: u8) -> __mmask64 {
+        unsafe { _mm512_test_epi8_mask(v, _mm512_set1_epi8(bits as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn b_splat8(p: *const i8) -> __m512i {
+        unsafe { _mm512_xor_si512(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()), _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    unsafe fn i_add_selected(acc: __m512i, chosen: __mmask64, a: __m512i) -> __m512i {
+        unsafe {
+            let bytes = _mm512_mask_blend_epi8(chosen, _mm512_set1_epi8(-128), a);
+            _mm512_add_epi32(acc, _mm512_sad_epu8(bytes, _mm512_setzero_si512()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn i_join_even(a: __m512i, b: __m512i) -> __m512i {
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            _mm512_permutex2var_epi32(a, even, b)
+        }
+    }
+}
+
+// SAFETY (all methods): the caller's CPU has AVX-512 BF16 too.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Bf16 for Avx512 {
+    #[inline(always)]
+    unsafe fn bf_pack(low: __m512, high: __m512) -> __m512i {
+        unsafe {
+            // The conversion puts one vector after the other: take from each by turns.
+            const ORDER: [u16; 32] = {
+                let mut order = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    order[i] = (i / 2 + i % 2 * 16) as u16;
+                    i += 1;
+                }
+                order
+            };
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_permutexvar_epi16(order, both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf_store(p: *mut u16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+    }
+    #[inline(always)]
+    unsafe fn bf_dot(acc: __m512, v: __m512i, pair: *const u16) -> __m512 {
+        unsafe {
+            let pair = _mm512_set1_epi32(pair.cast::<i32>().read_unaligned());
+            _mm512_dpbf16_ps(
+                acc,
+                std::mem::transmute::<__m512i, __m512bh>(v),
+                std::mem::transmute::<__m512i, __m512bh>(pair),
+            )
+        }
     }
 }

@@ -25,6 +25,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 64 bytes: 4 for each of 16 lanes.
     type B: Copy;
+    /// A choice of some of 64 bytes.
+    type M: Copy;
 
     unsafe fn f_splat(x: f32) -> Self::F;
     unsafe fn f_load(p: *const f32) -> Self::F;
@@ -54,6 +56,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn i_and(a: Self::I, mask: i32) -> Self::I;
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I;
     unsafe fn i_shr(a: Self::I, n: u32) -> Self::I;
     unsafe fn i_sum(v: Self::I) -> i32;
@@ -103,4 +106,46 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             Self::f_mul(p, Self::i_as_f(exponent))
         }
     }
+
+    // Tables. Indices and table entries are in the lanes.
+
+    /// 16 dwords.
+    unsafe fn i_load(p: *const u8) -> Self::I;
+    /// 16 words, zero-extended.
+    unsafe fn i_load_u16(p: *const u8) -> Self::I;
+    unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I;
+    /// `table[index]` in each lane; the table is valid for every index.
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I;
+    /// Reinterprets bits: lowest byte first.
+    unsafe fn i_as_b(v: Self::I) -> Self::B;
+    /// `table[index]` in each byte; indices are below 16.
+    unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B;
+
+    // Sums without products.
+
+    unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B;
+    /// 1 where the (unsigned) byte is at least `limit`, else 0.
+    unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B;
+    /// The bytes that have one of the bits.
+    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M;
+    /// 8 signed bytes plus 128, repeated 8 times.
+    unsafe fn b_splat8(p: *const i8) -> Self::B;
+    /// Adds to lane `2 i` the sum of bytes `8 i .. 8 i + 8` of `a`, with 128 in place of those not chosen.
+    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I;
+    /// The even lanes of `a`, then those of `b`.
+    unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I;
+}
+
+/// Products of pairs of bf16, for instruction sets that have them.
+///
+/// # Safety
+/// As for [`Isa`]; the CPU has the bf16 instructions too.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Bf16: Isa {
+    /// Lane `i` becomes `low[i]` and `high[i]`, rounded to nearest, ties to even.
+    unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B;
+    /// Stores 16 rounded numbers.
+    unsafe fn bf_store(p: *mut u16, v: Self::F);
+    /// Adds to each lane the products of its two numbers with the two at `pair`.
+    unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F;
 }

@@ -17,6 +17,7 @@ impl Isa for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    type M = [u8; 64];
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
@@ -107,6 +108,10 @@ impl Isa for Scalar {
         lanes(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
         lanes(|i| a[i] << n)
     }
@@ -169,5 +174,78 @@ impl Isa for Scalar {
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
         unsafe { Self::dot4(acc, w, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn i_load(p: *const u8) -> Self::I {
+        let words = unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+        lanes(|i| i32::from_le_bytes(words[i]))
+    }
+    #[inline(always)]
+    unsafe fn i_load_u16(p: *const u8) -> Self::I {
+        let words = unsafe { p.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        lanes(|i| u16::from_le_bytes(words[i]).into())
+    }
+    #[inline(always)]
+    unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        lanes(|i| unsafe { *table.add(index[i] as usize) as i32 })
+    }
+    #[inline(always)]
+    unsafe fn i_as_b(v: Self::I) -> Self::B {
+        std::array::from_fn(|i| v[i / 4].to_le_bytes()[i % 4])
+    }
+    #[inline(always)]
+    unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
+        std::array::from_fn(|i| table[usize::from(index[i] & 15)])
+    }
+
+    #[inline(always)]
+    unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B {
+        v.map(|b| u8::from(b >= limit))
+    }
+    #[inline(always)]
+    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+        v.map(|b| if b & bits != 0 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    unsafe fn b_splat8(p: *const i8) -> Self::B {
+        let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        std::array::from_fn(|i| bytes[i % 8] ^ 0x80)
+    }
+    #[inline(always)]
+    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+        let byte = |i: usize| i32::from((a[i] & chosen[i]) | (0x80 & !chosen[i]));
+        lanes(|i| if i % 2 == 0 { acc[i] + (4 * i..4 * i + 8).map(byte).sum::<i32>() } else { acc[i] })
+    }
+    #[inline(always)]
+    unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {
+        lanes(|i| if i < 8 { a[2 * i] } else { b[2 * i - LANES] })
+    }
+}
+
+/// The yardstick of the bf16 products: rounded the same, summed in another order.
+// SAFETY: as above.
+#[cfg(test)]
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl super::Bf16 for Scalar {
+    unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B {
+        let bytes = |x: f32| half::bf16::from_f32(x).to_le_bytes();
+        std::array::from_fn(|i| bytes(if i % 4 < 2 { low[i / 4] } else { high[i / 4] })[i % 2])
+    }
+    unsafe fn bf_store(p: *mut u16, v: Self::F) {
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
+    }
+    unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F {
+        let number = |at: usize| half::bf16::from_le_bytes([v[at], v[at + 1]]).to_f32();
+        let [a, b] = unsafe { pair.cast::<[u16; 2]>().read_unaligned() }.map(|x| half::bf16::from_bits(x).to_f32());
+        lanes(|i| acc[i] + number(4 * i) * a + number(4 * i + 2) * b)
     }
 }

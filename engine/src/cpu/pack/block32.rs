@@ -4,7 +4,7 @@ use super::super::isa::{Isa, LANES};
 use super::{BIT_PLANE, HALF_ROW, Packed, add_bits, dword, nibbles, pack_f16, put};
 
 /// Copies 16 bytes of nibbles at `from` of each row: ggml's order is already k-group `v` low, `v + 4` high.
-fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
+pub(super) fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
     for (lane, row) in rows.iter().enumerate() {
         for v in 0..4 {
             put(out, v, lane, dword(&row[from..], v));
@@ -13,7 +13,7 @@ fn pack_nibbles(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
 }
 
 /// Spreads 32 fifth bits at `from` of each row: weight `4 j + t` to bit `j` of byte `t`.
-fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
+pub(super) fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
     for (lane, row) in rows.iter().enumerate() {
         let bits = dword(&row[from..], 0);
         let plane = (0..8).fold(0u32, |plane, j| {
@@ -26,12 +26,12 @@ fn pack_fifth_bits(rows: &[&[u8]; LANES], from: usize, out: &mut [u8]) {
     }
 }
 
-/// Scale, and min = `-OFFSET * scale`.
+/// Scale, and min = `-offset * scale`.
 ///
 /// # Safety
 /// `d` points to 16 f16; the CPU has the instruction set.
 #[inline(always)]
-unsafe fn symmetric<S: Isa>(d: *const u8, offset: f32) -> [(S::F, S::F); 2] {
+pub(super) unsafe fn symmetric<S: Isa>(d: *const u8, offset: f32) -> [(S::F, S::F); 2] {
     // SAFETY: 16 f16, as the caller promises.
     unsafe {
         let d = S::f_load_f16(d.cast());
@@ -66,6 +66,7 @@ impl Packed for Q4_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 8;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -78,7 +79,7 @@ impl Packed for Q4_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 8.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
 
@@ -109,6 +110,7 @@ impl Packed for Q5_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 22;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 16;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, rest) = out.split_at_mut(HALF_ROW);
@@ -123,7 +125,7 @@ impl Packed for Q5_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 16.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }
 
@@ -156,6 +158,7 @@ impl Packed for Q8_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 34;
     const HALVES: usize = 1;
+    const OFFSET: i32 = 128;
     const WIDE: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -174,6 +177,6 @@ impl Packed for Q8_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, 128.0) }
+        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
     }
 }

@@ -7,7 +7,7 @@ use super::{BIT_PLANE, HALF_ROW, NIBBLE_PLANE, PAIR_PLANE, Packed, add_bits, dwo
 const GROUPS: usize = 8;
 
 /// Copies `len` bytes at `from` of each row so that byte `i` of all 16 rows lies together.
-fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8]) {
+pub(super) fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8]) {
     for i in 0..len {
         for (lane, row) in rows.iter().enumerate() {
             out[i * LANES + lane] = row[from + i];
@@ -16,7 +16,7 @@ fn transpose_bytes(rows: &[&[u8]; LANES], from: usize, len: usize, out: &mut [u8
 }
 
 /// Gathers the 4-bit quants of one group of 32 (bytes `from..from + 32` of each row, shifted by `shift`) in a nibble plane.
-fn pack_nibble_group(rows: &[&[u8]; LANES], from: usize, shift: u32, out: &mut [u8]) {
+pub(super) fn pack_nibble_group(rows: &[&[u8]; LANES], from: usize, shift: u32, out: &mut [u8]) {
     const LOW: u32 = 0x0f0f_0f0f;
     for (lane, row) in rows.iter().enumerate() {
         for v in 0..4 {
@@ -119,6 +119,7 @@ impl Packed for Q3K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
     const HALVES: usize = 2;
+    const OFFSET: i32 = 4;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 12 * LANES);
@@ -147,7 +148,7 @@ impl Packed for Q3K {
                 let high = S::i_and(S::i_shr(row(8 + j % 4), 2 * (j / 4) as u32), 3);
                 let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
                 let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-4.0)))
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
             };
             [half(0), half(1)]
         }
@@ -213,6 +214,7 @@ impl Packed for Q6K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 210;
     const HALVES: usize = 2;
+    const OFFSET: i32 = 32;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 16 * LANES);
@@ -251,7 +253,7 @@ impl Packed for Q6K {
             let half = |h: usize| {
                 let sc = S::i_load_i8(block.add(HALF_ROW + LANES * (2 * g + h)).cast());
                 let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-32.0)))
+                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
             };
             [half(0), half(1)]
         }

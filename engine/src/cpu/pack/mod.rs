@@ -10,13 +10,28 @@
 
 mod block32;
 mod float;
+mod fp4;
+mod grid;
+mod iq1;
+mod iq2;
+mod iq3;
+mod iq4;
 mod k_quants;
+mod low_bit;
+mod ternary;
 
 use super::isa::{Isa, LANES};
 
 pub(crate) use block32::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use float::{BF16, F16, F32, PackedFloat};
+pub(crate) use fp4::{Mxfp4, Nvfp4};
+pub(crate) use iq1::{Iq1M, Iq1S};
+pub(crate) use iq2::{Iq2S, Iq2Xs, Iq2Xxs};
+pub(crate) use iq3::{Iq3S, Iq3Xxs};
+pub(crate) use iq4::{Iq4Nl, Iq4Xs};
 pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub(crate) use low_bit::{Q1_0, Q2_0};
+pub(crate) use ternary::{Tq1_0, Tq2_0};
 
 /// Weights along k that are unpacked together.
 pub(crate) const GROUP: usize = 32;
@@ -31,11 +46,17 @@ pub(crate) trait Packed: 'static {
     const HALVES: usize;
     /// Whether quants can be above 127.
     const WIDE: bool = false;
+    /// Of a type whose mins are `-OFFSET * scale`, a power of two: products then add them as integers. Otherwise 0.
+    const OFFSET: i32 = 0;
+    /// Whether products are sums of selected activations ([`super::sums`]). Vectors of quants then hold 8 rows of 8
+    /// consecutive k, and not 16 rows of 4; quants are below 4, `HALVES` and `OFFSET` are 1.
+    const OCTETS: bool = false;
 
     /// Interleaves one block of each of 16 rows. `out` has `16 * FILE_BYTES` bytes.
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]);
 
-    /// The quants of the `g`-th 32 weights of a packed block: vector `j` holds k = 4j..4j+4 of each row.
+    /// The quants of the `g`-th 32 weights of a packed block: vector `j` holds k = 4j..4j+4 of each row; with
+    /// [`Packed::OCTETS`] vectors 2j and 2j+1 hold k = 8j..8j+8 of rows 0..8 and 8..16.
     ///
     /// # Safety
     /// `block` points to a packed block; the CPU has the instruction set.
@@ -155,6 +176,27 @@ unsafe fn pairs<S: Isa>(plane: *const u8) -> [S::B; 8] {
     }
 }
 
+/// The values of a codebook as quants, which are unsigned.
+const fn offset_table(values: [i8; 16], offset: i32) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (values[i] as i32 + offset) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Puts every quant, below 16, through a table.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn looked_up<S: Isa>(table: &[u8; 16], q: [S::B; 8]) -> [S::B; 8] {
+    // SAFETY: register operations.
+    q.map(|q| unsafe { S::b_lookup(table, q) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::isa::scalar::Scalar;
@@ -185,12 +227,13 @@ mod tests {
             let mut expected = vec![0.0; P::BLOCK];
             decode(row, &mut expected);
             for (k, want) in expected.iter().enumerate() {
-                let (g, j, t) = (k / GROUP, k % GROUP / 4, k % 4);
+                let (g, k) = (k / GROUP, k % GROUP);
+                let (j, at) = if P::OCTETS { (k / 8 * 2 + r / 8, r % 8 * 8 + k % 8) } else { (k / 4, 4 * r + k % 4) };
                 // SAFETY: `packed` is a whole block; scalar code runs everywhere.
                 let (q, scales) =
                     unsafe { (P::quants::<Scalar>(packed.as_ptr(), g), P::scale_min::<Scalar>(packed.as_ptr(), g)) };
-                let (scale, min) = scales[j / 4];
-                let got = scale[r] * f32::from(q[j][4 * r + t]) + min[r];
+                let (scale, min) = scales[k / 16];
+                let got = scale[r] * f32::from(q[j][at]) + min[r];
                 // q and min are exact; one rounding of the product may differ from the decoder's order.
                 let limit = 1e-6 * (scale[r] * 255.0).abs().max(min[r].abs());
                 let same = (got - want).abs() <= limit || (got.is_nan() && want.is_nan()) || !want.is_finite();
@@ -211,5 +254,20 @@ mod tests {
         check::<Q4K>(GgmlType::Q4_K);
         check::<Q5K>(GgmlType::Q5_K);
         check::<Q6K>(GgmlType::Q6_K);
+        check::<Iq1S>(GgmlType::IQ1_S);
+        check::<Iq1M>(GgmlType::IQ1_M);
+        check::<Iq2Xxs>(GgmlType::IQ2_XXS);
+        check::<Iq2Xs>(GgmlType::IQ2_XS);
+        check::<Iq2S>(GgmlType::IQ2_S);
+        check::<Iq3Xxs>(GgmlType::IQ3_XXS);
+        check::<Iq3S>(GgmlType::IQ3_S);
+        check::<Iq4Nl>(GgmlType::IQ4_NL);
+        check::<Iq4Xs>(GgmlType::IQ4_XS);
+        check::<Mxfp4>(GgmlType::MXFP4);
+        check::<Nvfp4>(GgmlType::NVFP4);
+        check::<Q1_0>(GgmlType::Q1_0);
+        check::<Q2_0>(GgmlType::Q2_0);
+        check::<Tq1_0>(GgmlType::TQ1_0);
+        check::<Tq2_0>(GgmlType::TQ2_0);
     }
 }

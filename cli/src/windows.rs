@@ -1,0 +1,70 @@
+//! A text cut into windows of tokens: what `perplexity`, `compare` and `imatrix` evaluate.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use tandem_engine::score::{MIN_WINDOW, Windows};
+use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
+
+use crate::args::{ContextArgs, positive};
+use crate::commands::run::read_input;
+use crate::exit::Failure;
+
+/// Tokens of a window, unless the user says otherwise.
+const DEFAULT_WINDOW: usize = 512;
+
+/// Which text.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TextArgs {
+    /// The text (- is stdin), every byte as it is
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Evaluate at most N windows [default: all]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) chunks: Option<usize>,
+}
+
+/// Tokens of a window: `-c`, or the usual number.
+///
+/// # Errors
+/// Too few to score any.
+pub(crate) fn n_ctx(context: &ContextArgs) -> anyhow::Result<usize> {
+    let n_ctx = context.ctx.unwrap_or(DEFAULT_WINDOW);
+    if n_ctx < MIN_WINDOW {
+        return Err(Failure::usage(format!("-c {n_ctx}: a window needs at least {MIN_WINDOW} tokens")));
+    }
+    Ok(n_ctx)
+}
+
+impl TextArgs {
+    /// The text.
+    pub(crate) fn read(&self) -> anyhow::Result<Vec<u8>> {
+        read_input(Some(&self.file))
+    }
+
+    /// Its windows of `n_ctx` tokens, by a model's tokenizer and for logits of `n_vocab`.
+    ///
+    /// # Errors
+    /// A text shorter than a window; tokens that the model has no logits for.
+    pub(crate) fn cut(
+        &self,
+        text: &[u8],
+        tokenizer: &Tokenizer,
+        n_ctx: usize,
+        n_vocab: usize,
+    ) -> anyhow::Result<Windows> {
+        let tokens = tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false });
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let windows = Windows::new(tokens, n_ctx, bos, self.chunks, n_vocab)
+            .context("the model's tokenizer does not go with its output")?;
+        if windows.is_empty() {
+            return Err(Failure::usage(format!(
+                "{} has {} tokens, less than one window of {n_ctx}; give a longer text or a smaller -c",
+                self.file.display(),
+                windows.n_tokens()
+            )));
+        }
+        Ok(windows)
+    }
+}

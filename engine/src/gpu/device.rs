@@ -1,0 +1,276 @@
+//! Adapters: finding them without a display, describing them, opening one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::error::GpuError;
+
+/// The APIs tried. OpenGL is left out: its software fallback would look like a GPU.
+const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+/// What kernels use where it is offered.
+const WANTED: wgpu::Features =
+    wgpu::Features::IMMEDIATES.union(wgpu::Features::SUBGROUP).union(wgpu::Features::PIPELINE_CACHE);
+/// Bytes of values passed with each dispatch; what any adapter with the feature offers.
+pub(super) const IMMEDIATE_BYTES: u32 = 128;
+
+/// What kind of device an adapter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdapterKind {
+    /// A GPU with its own memory.
+    Discrete,
+    /// A GPU that shares the system's memory.
+    Integrated,
+    /// A GPU seen from inside a virtual machine.
+    Virtual,
+    /// Not known.
+    Other,
+    /// The CPU, through a software renderer. It counts as no GPU unless it is asked for.
+    Software,
+}
+
+impl AdapterKind {
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdapterKind::Discrete => "discrete GPU",
+            AdapterKind::Integrated => "integrated GPU",
+            AdapterKind::Virtual => "virtual GPU",
+            AdapterKind::Other => "other",
+            AdapterKind::Software => "software",
+        }
+    }
+
+    fn of(ty: wgpu::DeviceType) -> AdapterKind {
+        match ty {
+            wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+            wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+            wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+            wgpu::DeviceType::Other => AdapterKind::Other,
+            wgpu::DeviceType::Cpu => AdapterKind::Software,
+        }
+    }
+}
+
+/// What matters about an adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterInfo {
+    /// Name, as the driver gives it.
+    pub name: String,
+    /// API it is reached through: `Vulkan`, `Metal`, `Dx12`.
+    pub api: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// What it is.
+    pub kind: AdapterKind,
+    /// Smallest and largest number of threads that run in step.
+    pub subgroup_sizes: (u32, u32),
+    /// Subgroup arithmetic in kernels.
+    pub subgroups: bool,
+    /// 16-bit floats in kernels.
+    pub shader_f16: bool,
+    /// Cooperative matrices (tensor cores).
+    pub cooperative_matrices: bool,
+    /// Compiled kernels can be kept on disk.
+    pub pipeline_cache: bool,
+    /// Whether it has what the kernels cannot do without; the reason where not.
+    pub unusable: Option<String>,
+    /// Largest buffer, in bytes.
+    pub max_buffer: u64,
+    /// Most bytes of a buffer that a kernel can see at a time; larger tensors are split.
+    pub max_binding: u64,
+    /// Shared memory of a workgroup, in bytes.
+    pub workgroup_memory: u32,
+    /// Bytes of its own memory (or of the part of the system's that it may use), where the API tells.
+    pub memory: Option<u64>,
+}
+
+impl AdapterInfo {
+    /// Whether it is the CPU in disguise.
+    pub fn is_software(&self) -> bool {
+        self.kind == AdapterKind::Software
+    }
+}
+
+/// Which adapter to use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Selector {
+    /// The first of [`adapters`] that is usable.
+    #[default]
+    Best,
+    /// By its place in [`adapters`].
+    Index(usize),
+    /// By a part of its name, whatever the case.
+    Name(String),
+}
+
+/// All adapters, GPUs with their own memory first, software last. Where there is no driver, or no loader for drivers,
+/// the list is empty.
+pub fn adapters() -> Vec<AdapterInfo> {
+    enumerate().iter().map(describe).collect()
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+    desc.backends = BACKENDS;
+    // No validation layers, and no checks of indirect dispatches: there are none.
+    desc.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(desc);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(BACKENDS));
+    adapters.sort_by_key(|adapter| AdapterKind::of(adapter.get_info().device_type) as u8);
+    adapters
+}
+
+fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
+    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    AdapterInfo {
+        kind: AdapterKind::of(info.device_type),
+        api: info.backend.to_string(),
+        driver: [info.driver.as_str(), &info.driver_info].join(" ").trim().to_owned(),
+        name: info.name,
+        subgroup_sizes: (info.subgroup_min_size, info.subgroup_max_size),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative_matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+        unusable: unusable(adapter),
+        max_buffer: limits.max_buffer_size,
+        max_binding: limits.max_storage_buffer_binding_size,
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        memory: memory(adapter),
+    }
+}
+
+/// Why the kernels cannot run on an adapter.
+fn unusable(adapter: &wgpu::Adapter) -> Option<String> {
+    let (features, limits) = (adapter.features(), adapter.limits());
+    if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32) {
+        return Some("it cannot read 16-bit floats".into());
+    }
+    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < IMMEDIATE_BYTES {
+        return Some(format!("it takes fewer than {IMMEDIATE_BYTES} bytes of immediate values per dispatch"));
+    }
+    let needed = [
+        ("threads per workgroup", limits.max_compute_invocations_per_workgroup, 256),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16384),
+        ("storage buffers per kernel", limits.max_storage_buffers_per_shader_stage, 8),
+        ("workgroups per dimension", limits.max_compute_workgroups_per_dimension, 65535),
+    ];
+    let short = needed.into_iter().find(|(_, has, wants)| has < wants);
+    short.map(|(what, has, wants)| format!("it offers {has} {what}, and the kernels need {wants}"))
+}
+
+/// Bytes of an adapter's device-local memory.
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
+    {
+        // SAFETY: the handle is only asked for properties, and dropped at once.
+        let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+        let instance = vulkan.shared_instance().raw_instance();
+        // SAFETY: the physical device belongs to this instance, and both outlive the call.
+        let memory = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
+        let heaps = &memory.memory_heaps[..memory.memory_heap_count as usize];
+        // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+        heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).max()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android")))]
+    {
+        let _ = adapter;
+        None
+    }
+}
+
+/// What went wrong on the device outside of any call: a driver's error, or the loss of the device.
+#[derive(Debug, Clone, Default)]
+struct Trouble(Arc<Mutex<Option<GpuError>>>);
+
+impl Trouble {
+    /// Keeps the first one; what follows is its consequence.
+    fn note(&self, error: GpuError) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// An open device.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    /// What it is.
+    pub info: AdapterInfo,
+    trouble: Trouble,
+}
+
+impl Gpu {
+    /// Opens an adapter with all that it offers.
+    ///
+    /// # Errors
+    /// No adapter, or none that fits the selector; one that lacks what the kernels need; a driver that refuses.
+    pub fn open(selector: &Selector) -> Result<Gpu, GpuError> {
+        let adapter = select(enumerate(), selector)?;
+        let info = describe(&adapter);
+        if let Some(why) = &info.unusable {
+            return Err(GpuError::Unusable { adapter: info.name, why: why.clone() });
+        }
+        let desc = wgpu::DeviceDescriptor {
+            label: None,
+            required_features: adapter.features() & WANTED,
+            required_limits: adapter.limits(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            // Small blocks: what is taken is what the ledger says.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&desc))
+            .map_err(|e| GpuError::Open { adapter: info.name.clone(), message: e.to_string() })?;
+        let trouble = Trouble::default();
+        let (errors, lost) = (trouble.clone(), trouble.clone());
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| errors.note(e.into())));
+        device.set_device_lost_callback(move |reason, message| {
+            // Dropping the device is no trouble.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lost.note(GpuError::Lost { message });
+            }
+        });
+        Ok(Gpu { device, queue, info, trouble })
+    }
+
+    /// Waits until a submission is done.
+    ///
+    /// # Errors
+    /// As for [`Gpu::check`].
+    pub(super) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        let polled = self.device.poll(wait);
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| GpuError::Failed { message: format!("waiting for the device: {e}") })
+    }
+
+    /// What went wrong since the last time this was asked.
+    ///
+    /// # Errors
+    /// The first error of the device, or its loss. A lost device stays lost.
+    pub(super) fn check(&self) -> Result<(), GpuError> {
+        let mut trouble = self.trouble.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*trouble {
+            None => Ok(()),
+            Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
+            Some(_) => Err(trouble.take().unwrap_or_else(|| unreachable!("it is there"))),
+        }
+    }
+}
+
+fn select(adapters: Vec<wgpu::Adapter>, selector: &Selector) -> Result<wgpu::Adapter, GpuError> {
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+    let found = match selector {
+        Selector::Best => adapters.into_iter().min_by_key(|a| describe(a).unusable.is_some()),
+        Selector::Index(i) => adapters.into_iter().nth(*i),
+        Selector::Name(part) => {
+            let part = part.to_lowercase();
+            adapters.into_iter().find(|a| a.get_info().name.to_lowercase().contains(&part))
+        }
+    };
+    found.ok_or_else(|| match selector {
+        Selector::Best => GpuError::NoAdapter,
+        Selector::Index(i) => GpuError::NoSuchAdapter { wanted: i.to_string(), names },
+        Selector::Name(name) => GpuError::NoSuchAdapter { wanted: format!("`{name}`"), names },
+    })
+}

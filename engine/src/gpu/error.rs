@@ -1,0 +1,84 @@
+//! What can go wrong on a GPU.
+
+use std::fmt::Write;
+
+/// Why a GPU cannot be used, or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GpuError {
+    /// There is none.
+    #[error(
+        "no GPU was found: no driver for Vulkan, Metal or Direct3D 12 answers; install the GPU's driver, or run on the \
+         CPU with -ngl 0"
+    )]
+    NoAdapter,
+    /// None fits what was asked for.
+    #[error("no GPU is {wanted}; {}", list(names))]
+    NoSuchAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// Names of those there are.
+        names: Vec<String>,
+    },
+    /// It lacks something.
+    #[error("{adapter} cannot run the kernels: {why}")]
+    Unusable {
+        /// Its name.
+        adapter: String,
+        /// What it lacks.
+        why: String,
+    },
+    /// The driver refused to open it.
+    #[error("{adapter} cannot be opened: {message}")]
+    Open {
+        /// Its name.
+        adapter: String,
+        /// What the driver said.
+        message: String,
+    },
+    /// Its memory is full.
+    #[error("GPU memory is full: {message}; place fewer layers on the GPU, or use a smaller context")]
+    OutOfMemory {
+        /// What was being allocated, or what the driver said.
+        message: String,
+    },
+    /// The device is gone: reset, unplugged, or its driver stopped.
+    #[error("the GPU was lost: {message}; start again, with -ngl 0 to leave it out")]
+    Lost {
+        /// What the driver said.
+        message: String,
+    },
+    /// The driver reported an error.
+    #[error("the GPU failed: {message}")]
+    Failed {
+        /// What it said.
+        message: String,
+    },
+    /// The model has something that the GPU cannot do.
+    #[error("{what} is not supported on the GPU; place this layer on the CPU")]
+    Unsupported {
+        /// What it is.
+        what: String,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        return "there is none".into();
+    }
+    let mut text = String::from("there are: ");
+    for (i, name) in names.iter().enumerate() {
+        let _ = write!(text, "{}{i} {name}", if i == 0 { "" } else { ", " });
+    }
+    text
+}
+
+impl From<wgpu::Error> for GpuError {
+    fn from(error: wgpu::Error) -> GpuError {
+        match error {
+            wgpu::Error::OutOfMemory { source } => GpuError::OutOfMemory { message: source.to_string() },
+            wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+                GpuError::Failed { message: description }
+            }
+        }
+    }
+}

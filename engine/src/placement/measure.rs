@@ -1,0 +1,153 @@
+//! A device measures itself: small programs are timed on its backend, the same code that will run the model.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use tandem_loader::GgmlType;
+
+use super::probe::{Probe, Shape};
+use super::speed::{DeviceSpeed, cache_rate};
+use crate::backend::{Backend, Batch, Hidden};
+use crate::error::Result;
+use crate::model::KvType;
+use crate::session::DEFAULT_BATCH;
+
+/// How long one figure is measured.
+const TIME: Duration = Duration::from_millis(100);
+/// Fewest repetitions of a figure: one disturbance does not decide.
+const REPETITIONS: usize = 8;
+/// Layers timed together.
+const N_LAYERS: usize = 32;
+/// Positions of the cache.
+pub(super) const N_CTX: usize = 4096;
+/// Bytes of weights read: above what caches hold.
+const WEIGHT_BYTES: usize = 128 << 20;
+
+/// Shapes of the probes: matrices as in models of a hundred million weights, and of some billions.
+const SMALL: Shape = (512, 1536);
+const LARGE: Shape = (2048, 8192);
+
+/// Loads a probe on the device that is measured, with room for [`N_CTX`] positions.
+pub(super) type Load<'a> = &'a dyn Fn(&Probe) -> Result<Box<dyn Backend>>;
+
+/// Measures what of `needed` is missing in `speed`.
+///
+/// # Errors
+/// Those of the backend.
+pub(super) fn complete(
+    speed: &mut DeviceSpeed,
+    needed: &BTreeSet<String>,
+    kv_type: KvType,
+    load: Load<'_>,
+) -> Result<()> {
+    let missing = |name: &str| needed.contains(name) && !speed.rates.contains_key(name);
+    if missing(&cache_rate(kv_type)) {
+        steps(speed, kv_type, load)?;
+    }
+    for ty in GgmlType::ALL.iter().filter(|ty| needed.contains(ty.name())) {
+        if !speed.rates.contains_key(ty.name()) {
+            weights(*ty, speed, load)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cost of visits, steps and transfers, and the speed of attention over a cache.
+fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<()> {
+    let probe = Probe::layers(N_LAYERS)?;
+    let mut timer = Timer::new(&probe, load)?;
+    let (one, all) = (probe.first_layers(1), probe.first_layers(N_LAYERS));
+    let (few, many) = (timer.seconds(one.clone(), 1, 0)?, timer.seconds(all.clone(), 1, 0)?);
+    let n_steps = |blocks| probe.n_steps(blocks) as f64;
+    speed.step = (many - few).max(0.0) / (n_steps(all.clone()) - n_steps(one.clone()));
+    speed.visit = (few - speed.step * n_steps(one)).max(0.0);
+
+    let n_rows = DEFAULT_BATCH;
+    let (row, rows) = (timer.seconds(probe.nothing(), 1, 0)?, timer.seconds(probe.nothing(), n_rows, 0)?);
+    // In and out again.
+    let bytes = 2 * 4 * (n_rows - 1) * probe.program.registers.n_embd;
+    speed.transfer = (rows - row).max(0.0) / bytes as f64;
+
+    for start in (0..N_CTX).step_by(n_rows) {
+        timer.run(probe.fill(), n_rows, start)?;
+    }
+    let deep = timer.seconds(all, 1, N_CTX - 1)?;
+    let bytes = N_LAYERS * (N_CTX - 1) * kv_type.bytes(probe.program.kv_elements_per_position());
+    // Attention that costs nothing measurable is as fast as the clock can tell.
+    speed.rates.insert(cache_rate(kv_type), bytes as f64 / (deep - many).max(1e-6));
+    Ok(())
+}
+
+/// Speed of products with weights of a type; with the first type, also what a product costs beside its bytes.
+fn weights(ty: GgmlType, speed: &mut DeviceSpeed, load: Load<'_>) -> Result<()> {
+    let large = Products::measure(ty, LARGE, speed, load)?;
+    if speed.rates.keys().all(|name| name.starts_with("cache")) {
+        let small = Products::measure(ty, SMALL, speed, load)?;
+        // Two equations, `seconds = n * cost + bytes / rate`, for cost and rate.
+        let determinant = small.n * large.bytes - large.n * small.bytes;
+        speed.product = ((small.seconds * large.bytes - large.seconds * small.bytes) / determinant).max(0.0);
+    }
+    // Most of the time is reading; where it were not, half is the least it can be.
+    let reading = (large.seconds - large.n * speed.product).max(large.seconds / 2.0);
+    speed.rates.insert(ty.name().to_owned(), large.bytes / reading);
+    Ok(())
+}
+
+/// Products that were timed.
+struct Products {
+    n: f64,
+    bytes: f64,
+    /// Seconds of all of them, without the rest of their steps.
+    seconds: f64,
+}
+
+impl Products {
+    fn measure(ty: GgmlType, shape: Shape, speed: &DeviceSpeed, load: Load<'_>) -> Result<Products> {
+        let probe = Probe::weights(ty, shape, WEIGHT_BYTES)?;
+        let mut timer = Timer::new(&probe, load)?;
+        let blocks = 0..probe.program.blocks.len();
+        let other = speed.visit + speed.step * probe.n_steps(blocks.clone()) as f64;
+        let seconds = timer.seconds(blocks, 1, 0)?;
+        Ok(Products {
+            n: probe.n_products() as f64,
+            bytes: probe.matrix_bytes() as f64,
+            seconds: (seconds - other).max(seconds / 2.0),
+        })
+    }
+}
+
+/// Times blocks of a loaded probe.
+struct Timer {
+    backend: Box<dyn Backend>,
+    n_embd: usize,
+    tokens: Vec<u32>,
+}
+
+impl Timer {
+    fn new(probe: &Probe, load: Load<'_>) -> Result<Timer> {
+        let backend = load(probe)?;
+        Ok(Timer { backend, n_embd: probe.program.registers.n_embd, tokens: vec![0; DEFAULT_BATCH] })
+    }
+
+    /// Runs blocks once over `n` tokens at position `start`.
+    fn run(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
+        let mut hidden = Hidden { x: vec![1.0; n * self.n_embd], logits: Vec::new() };
+        let batch = Batch { tokens: &self.tokens[..n], start, outputs: (n, n) };
+        let clock = Instant::now();
+        self.backend.run(blocks, &batch, &mut hidden)?;
+        Ok(clock.elapsed().as_secs_f64())
+    }
+
+    /// The first quartile of some runs, after one that is not counted: what disturbs a run can only make it slower.
+    fn seconds(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
+        self.run(blocks.clone(), n, start)?;
+        let mut samples = Vec::new();
+        let clock = Instant::now();
+        while samples.len() < REPETITIONS || clock.elapsed() < TIME {
+            samples.push(self.run(blocks.clone(), n, start)?);
+        }
+        samples.sort_by(f64::total_cmp);
+        Ok(samples[samples.len() / 4])
+    }
+}

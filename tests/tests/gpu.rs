@@ -1,0 +1,248 @@
+//! The GPU backend on whole models: every block of the small ones against the reference executor, and the two real models
+//! against the CPU backend and llama.cpp's F32 reference. Skipped aloud where there is no adapter, not even a software one.
+
+#![cfg(feature = "gpu")]
+#![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tandem_engine::backend::Hidden;
+use tandem_engine::gpu::{GpuBackend, GpuOptions, adapters, required_bytes};
+use tandem_engine::reference::Reference;
+use tandem_engine::{Backend, Batch, KvType, LoadOptions, Model, Outputs, Precision, Session};
+use tandem_loader::Gguf;
+use tandem_models::{BlockKind, Program};
+
+fn has_device() -> bool {
+    let found = adapters().iter().any(|a| a.unusable.is_none());
+    if !found {
+        tandem_tests::skipped("no GPU, not even a software one");
+    }
+    found
+}
+
+/// A whole model on the GPU, and how far its cache is filled.
+struct Runner {
+    gpu: GpuBackend,
+    program: Arc<Program>,
+    n_past: usize,
+}
+
+impl Runner {
+    fn new(gguf: &Arc<Gguf>, options: &GpuOptions) -> Runner {
+        let program = Arc::new(Program::from_gguf(gguf).unwrap());
+        let n_blocks = program.blocks.len();
+        let gpu = GpuBackend::load(gguf, &program, std::slice::from_ref(&(0..n_blocks)), options, &mut |_| ()).unwrap();
+        Runner { gpu, program, n_past: 0 }
+    }
+
+    /// Logits of the tokens from `first` on.
+    fn eval(&mut self, tokens: &[u32], first: usize) -> Vec<f32> {
+        let batch = Batch { tokens, start: self.n_past, outputs: (first, tokens.len()) };
+        let mut hidden = Hidden::default();
+        self.gpu.run(0..self.program.blocks.len(), &batch, &mut hidden).unwrap();
+        self.n_past += tokens.len();
+        hidden.logits
+    }
+}
+
+/// sum((a-b)^2) / sum(a^2) with `a` the reference.
+fn nmse(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let diff: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    diff / a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>()
+}
+
+/// Runs two batches through every block and compares what each block makes of the reference's input.
+fn check_blocks(name: &str, gguf: &Arc<Gguf>, options: &GpuOptions, limit: f64) {
+    let mut runner = Runner::new(gguf, options);
+    let program = runner.program.clone();
+    let mut reference = Reference::new(&program, gguf).unwrap();
+    let n_vocab = program.hparams.n_vocab as u32;
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % n_vocab).collect();
+    for range in [0..1, 1..23, 23..40] {
+        let part = &tokens[range.clone()];
+        let batch = Batch { tokens: part, start: range.start, outputs: (0, part.len()) };
+        let mut hidden = Hidden::default();
+        for block in 0..program.blocks.len() {
+            let mut got = hidden.clone();
+            runner.gpu.run(block..block + 1, &batch, &mut got).unwrap();
+            reference.block(block, part, &mut hidden);
+            let kind = program.blocks[block].kind;
+            let error = match kind {
+                BlockKind::Head => nmse(&hidden.logits, &got.logits),
+                BlockKind::Embed | BlockKind::Attention(_) | BlockKind::FeedForward(_) => nmse(&hidden.x, &got.x),
+            };
+            assert!(error <= limit, "{name}: block {kind} diverges: {error:.1e} ({options:?})");
+        }
+    }
+}
+
+#[test]
+fn every_block_equals_the_reference() {
+    let Some(dir) = tandem_tests::fixtures("archs") else { return };
+    if !has_device() {
+        return;
+    }
+    for name in ["llama", "llama-bias", "llama-mqa", "llama-yarn", "qwen2", "qwen3", "gemma3"] {
+        let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
+        // f32 sums of a few hundred terms: 1e-12 is their rounding. The weights of these models are plain numbers, so
+        // that the fast path only rounds the cache: 2^-11 relative, squared, of the attention's share of X.
+        let exact =
+            GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 64, ..GpuOptions::default() };
+        check_blocks(name, &gguf, &exact, 1e-11);
+        let fast = GpuOptions { precision: Precision::Fast, kv_type: KvType::F16, max_batch: 9, ..exact };
+        check_blocks(name, &gguf, &fast, 1e-6);
+    }
+}
+
+struct Case {
+    gguf: Arc<Gguf>,
+    greedy: Value,
+    passage: Value,
+}
+
+fn case(file: &str, name: &str) -> Option<Case> {
+    let path = tandem_tests::model(file)?;
+    let dir = tandem_tests::fixtures("models")?;
+    let json =
+        |kind: &str| serde_json::from_slice(&std::fs::read(dir.join(format!("{name}.{kind}.json"))).unwrap()).unwrap();
+    has_device().then(|| Case {
+        gguf: Arc::new(Gguf::open(&path).unwrap()),
+        greedy: json("greedy"),
+        passage: json("passage"),
+    })
+}
+
+fn smollm2() -> Option<Case> {
+    case("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m")
+}
+
+fn gemma3() -> Option<Case> {
+    case("gemma-3-270m-q4_k_m.gguf", "gemma3-270m")
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+}
+
+/// The best token, and how far it is ahead of the second.
+fn best(logits: &[f32]) -> (u32, f32) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.select_nth_unstable_by(1, |a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+    (order[0] as u32, logits[order[0]] - logits[order[1]])
+}
+
+/// The CPU's greedy text is the GPU's, as far as no step is so close that rounding decides it.
+fn check_greedy(case: &Case) {
+    let options = LoadOptions { n_ctx: Some(512), ..LoadOptions::default() };
+    let mut cpu = Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap());
+    let mut gpu = Runner::new(&case.gguf, &GpuOptions { n_ctx: 512, ..GpuOptions::default() });
+    for generation in case.greedy["generations"].as_array().unwrap() {
+        let name = generation["name"].as_str().unwrap();
+        let prompt = ids(&generation["prompt_tokens"]);
+        cpu.truncate(0);
+        gpu.n_past = 0;
+        let mut tokens = prompt;
+        for i in 0..24 {
+            let (want, gap) = best(cpu.eval(&tokens, Outputs::Last).unwrap());
+            let (got, _) = best(&gpu.eval(&tokens, tokens.len() - 1));
+            if got != want {
+                // Both round activations to int8 in the same way, and add in another order: their logits differ in the
+                // third digit at most.
+                assert!(gap < 0.05, "{name}: token {i} is {got}, and {want} on the CPU by {gap}");
+                println!("{name}: a near tie ({gap}) ends the comparison after {i} tokens");
+                break;
+            }
+            tokens = vec![want];
+        }
+    }
+}
+
+#[test]
+fn greedy_text_of_smollm2_is_the_cpus() {
+    if let Some(case) = smollm2() {
+        check_greedy(&case);
+    }
+}
+
+#[test]
+fn greedy_text_of_gemma3_is_the_cpus() {
+    if let Some(case) = gemma3() {
+        check_greedy(&case);
+    }
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
+}
+
+/// KL(p || q) of two rows of logits, exact softmax in f64.
+fn kl(p: &[f32], q: &[f32]) -> f64 {
+    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
+    p.iter().zip(q).map(|(p, q)| (f64::from(*p) - lp).exp() * ((f64::from(*p) - lp) - (f64::from(*q) - lq))).sum()
+}
+
+/// The bounds are those of the CPU backend in `models.rs`.
+fn check_passage(case: &Case) {
+    let tokens = ids(&case.passage["tokens"]);
+    let reference = &case.passage["f32_reference"];
+    let options = GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 512, ..GpuOptions::default() };
+    let exact = Runner::new(&case.gguf, &options).eval(&tokens, 0);
+    let n_vocab = exact.len() / tokens.len();
+    let (mut worst, mut error, mut power) = (0.0f64, 0.0, 0.0);
+    for (i, row) in exact.chunks_exact(n_vocab).enumerate() {
+        for (id, want) in ids(&reference["top_ids"][i]).into_iter().zip(reference["top_logits"][i].as_array().unwrap())
+        {
+            let (got, want) = (f64::from(row[id as usize]), want.as_f64().unwrap());
+            worst = worst.max((got - want).abs());
+            error += (got - want).powi(2);
+            power += want.powi(2);
+        }
+    }
+    println!("exact path: largest difference {worst:.5}, NMSE {:.1e}", error / power);
+    assert!(worst <= 0.02 && error / power <= 1e-6);
+
+    let theirs = case.passage["quantized_vs_f32"]["kld_mean"].as_f64().unwrap();
+    for (kv_type, limit) in [(KvType::F16, 1.1 * theirs), (KvType::Q8_0, 2.0 * theirs)] {
+        let options = GpuOptions { precision: Precision::Fast, kv_type, ..options.clone() };
+        let fast = Runner::new(&case.gguf, &options).eval(&tokens, 0);
+        let rows = exact.chunks_exact(n_vocab).zip(fast.chunks_exact(n_vocab));
+        let mean = rows.map(|(p, q)| kl(p, q)).sum::<f64>() / tokens.len() as f64;
+        println!("fast, {} cache: mean KL {mean:.6} (llama.cpp {theirs:.6})", kv_type.name());
+        assert!(mean <= limit, "{}: KL {mean} is above {limit}", kv_type.name());
+    }
+}
+
+#[test]
+fn passage_logits_of_smollm2() {
+    if let Some(case) = smollm2() {
+        check_passage(&case);
+    }
+}
+
+#[test]
+fn passage_logits_of_gemma3() {
+    if let Some(case) = gemma3() {
+        check_passage(&case);
+    }
+}
+
+/// What is promised without a device is what is held with one.
+#[test]
+fn the_ledger_is_what_is_allocated() {
+    let Some(dir) = tandem_tests::fixtures("archs") else { return };
+    if !has_device() {
+        return;
+    }
+    for name in ["llama", "qwen3", "gemma3"] {
+        let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
+        let options = GpuOptions { n_ctx: 300, max_batch: 33, ..GpuOptions::default() };
+        let runner = Runner::new(&gguf, &options);
+        let blocks = 0..runner.program.blocks.len();
+        let blocks = std::slice::from_ref(&blocks);
+        assert_eq!(required_bytes(&gguf, &runner.program, blocks, &options).unwrap().memory, runner.gpu.memory());
+    }
+}
