@@ -9,7 +9,8 @@ use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
 use crate::commands::{
-    bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, quantize, run, template, tokenize,
+    bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, quantize, run, template,
+    tokenize,
 };
 use crate::fetch;
 use crate::placement::{PlacementArgs, cache_folder};

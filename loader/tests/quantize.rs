@@ -61,16 +61,33 @@ fn blocks(ty: GgmlType) -> impl Strategy<Value = Vec<u8>> {
                     block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
             }
+            bytes.chunks_exact_mut(ty.block_bytes()).for_each(|block| make_possible(ty, block));
             bytes
         },
     )
+}
+
+/// Changes what no encoder of the type writes, or has no meaning.
+fn make_possible(ty: GgmlType, block: &mut [u8]) {
+    match ty {
+        // Exponents of scales as weights have them; 255 is NaN.
+        GgmlType::MXFP4 => block[0] = 100 + block[0] % 30,
+        // 127 is NaN, the eighth bit unused.
+        GgmlType::NVFP4 => block[..4].iter_mut().for_each(|d| *d = *d % 127),
+        // Quants of 3 are not ternary.
+        GgmlType::TQ2_0 => block[..64].iter_mut().for_each(|q| *q &= !(*q >> 1 & *q & 0x55)),
+        _ => {}
+    }
 }
 
 /// Byte offsets of a block's half-precision numbers, and whether they may be negative.
 fn scale_fields(ty: GgmlType) -> &'static [(usize, bool)] {
     use GgmlType::*;
     match ty {
-        Q4_0 | Q5_0 | Q8_0 => &[(0, true)],
+        Q4_0 | Q5_0 | Q8_0 | Q1_0 | Q2_0 | IQ4_NL | IQ4_XS => &[(0, true)],
+        MXFP4 | NVFP4 => &[],
+        TQ1_0 => &[(52, false)],
+        TQ2_0 => &[(64, false)],
         Q4_1 | Q5_1 => &[(0, false), (2, true)],
         Q2_K => &[(80, false), (82, false)],
         Q4_K | Q5_K => &[(0, false), (2, false)],

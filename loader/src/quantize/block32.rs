@@ -1,7 +1,7 @@
 //! Encoders of the blocks of 32 weights with one scale and, in the `_1` types, one minimum.
 
-use super::search::{Block, Clips, Ints, NOTHING, inverse_scales};
-use super::{Method, encode_blocks, f16, grid};
+use super::search::{Block, Clips, Ints};
+use super::{Method, encode_blocks, f16, grid, scaled};
 use crate::quant::block32::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 /// A block of 32 weights.
@@ -14,7 +14,7 @@ const INT8: Ints = Ints { lo: -128.0, hi: 127.0 };
 /// Encodes Q4_0.
 pub(super) fn encode_q4_0(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) {
     encode_blocks::<Q4_0, BLOCK>(x, w, out, |x, w| {
-        let (d, q) = symmetric(x, w, INT4, (0.5, 2.0), method);
+        let (d, q) = scaled::encode::<4, BLOCK, _>(x, w, INT4, (0.5, 2.0), method);
         Q4_0 { d: f16::bytes(d), qs: nibbles(&q.map(|q| (q + 8) as u8)) }
     });
 }
@@ -22,7 +22,7 @@ pub(super) fn encode_q4_0(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) 
 /// Encodes Q5_0.
 pub(super) fn encode_q5_0(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) {
     encode_blocks::<Q5_0, BLOCK>(x, w, out, |x, w| {
-        let (d, q) = symmetric(x, w, INT5, (0.5, 2.0), method);
+        let (d, q) = scaled::encode::<4, BLOCK, _>(x, w, INT5, (0.5, 2.0), method);
         let (qs, qh) = nibbles_and_fifth(&q.map(|q| (q + 16) as u8));
         Q5_0 { d: f16::bytes(d), qh, qs }
     });
@@ -31,7 +31,7 @@ pub(super) fn encode_q5_0(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) 
 /// Encodes Q8_0.
 pub(super) fn encode_q8_0(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) {
     encode_blocks::<Q8_0, BLOCK>(x, w, out, |x, w| {
-        let (d, qs) = symmetric(x, w, INT8, (0.95, 1.05), method);
+        let (d, qs) = scaled::encode::<4, BLOCK, _>(x, w, INT8, (0.95, 1.05), method);
         Q8_0 { d: f16::bytes(d), qs }
     });
 }
@@ -54,7 +54,7 @@ pub(super) fn encode_q5_1(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) 
 }
 
 /// Quants in weight order as nibbles: byte `j` holds weight `j` in its low and weight `j + 16` in its high half.
-fn nibbles(q: &[u8; 32]) -> [u8; 16] {
+pub(super) fn nibbles(q: &[u8; 32]) -> [u8; 16] {
     std::array::from_fn(|j| (q[j] & 15) | (q[j + 16] & 15) << 4)
 }
 
@@ -62,45 +62,6 @@ fn nibbles(q: &[u8; 32]) -> [u8; 16] {
 fn nibbles_and_fifth(q: &[u8; 32]) -> ([u8; 16], [u8; 4]) {
     let high = q.iter().enumerate().fold(0u32, |bits, (i, q)| bits | u32::from(q >> 4) << i);
     (nibbles(q), high.to_le_bytes())
-}
-
-/// Scale (a half-precision number) and quants of a block without minimum. The search looks where the weight of largest
-/// magnitude is at `reach` times the largest level.
-fn symmetric(x: &[f32; 32], w: &[f32; 32], levels: Ints, reach: (f32, f32), method: Method) -> (f32, [i8; 32]) {
-    let block = Block32::load(x, w);
-    let extreme = block.extreme();
-    if extreme.abs() < NOTHING {
-        return (0.0, [0; 32]);
-    }
-    // The range has one more level below zero than above: the weight of largest magnitude gets it.
-    let absmax = extreme / levels.lo;
-    let d = match method {
-        Method::AbsMax | Method::MinMax => f16::nearest(absmax),
-        Method::Search => match grid::scale(x, levels.lo, levels.hi) {
-            Some(d) => d,
-            None => {
-                let candidates = inverse_scales(extreme, levels, reach.0, reach.1).chain([1.0 / absmax]);
-                let found = block.search_scale(levels, candidates);
-                settle(&block, found.d, levels)
-            }
-        },
-    };
-    let mut q = [0; 32];
-    block.quants(d, levels, &mut q);
-    // With no use for the extra level the sign of the scale is free: positive, so that a block has one form.
-    if d < 0.0 && q.iter().all(|q| f32::from(*q) > levels.lo) { (-d, q.map(|q| -q)) } else { (d, q) }
-}
-
-/// The half-precision number near `d` that loses least, or 0 where that loses less.
-fn settle(block: &Block32, d: f32, levels: Ints) -> f32 {
-    let mut best = (block.loss(0.0, levels), 0.0);
-    for d in f16::around(d) {
-        let loss = block.loss(d, levels);
-        if loss < best.0 {
-            best = (loss, d);
-        }
-    }
-    best.1
 }
 
 /// Scale and minimum (half-precision numbers) and quants 0..=n of a block.

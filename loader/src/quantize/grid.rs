@@ -5,7 +5,8 @@
 //! back is not used. Weights that lie on no grid are recognised after a few of them.
 
 use super::f16;
-use super::search::{Ints, Levels};
+use super::search::Levels;
+use super::super_scaled::{Scaled, Steps};
 
 /// How far from an integer the ratio of two numbers may be that have an integer ratio but for rounding.
 const NEAR: f32 = 1e-3;
@@ -13,19 +14,13 @@ const NEAR: f32 = 1e-3;
 /// Most pairs of scale and scale of minimums that are tried: weights of which many are equal fit many.
 const MAX_TRIES: usize = 2000;
 
-/// The scale with which all of `x` are a half-precision number times an integer of `lo..=hi`, exactly.
-///
-/// Where there are several, the one that uses the largest integers. A grid of which only the integers up to a half are
-/// used is also one with half the scale, so those need not be tried.
-pub(super) fn scale(x: &[f32], lo: f32, hi: f32) -> Option<f32> {
+/// The scale with which all of `x` are a half-precision number times a level, exactly. Where there are several, the one
+/// that uses the outermost levels.
+pub(super) fn scale<L: Levels>(x: &[f32], levels: L) -> Option<f32> {
     let extreme = extreme(x);
-    let largest = -lo as i32;
-    (largest / 2..=largest).rev().find_map(|n| {
-        let d = f16::nearest(-extreme / n as f32);
-        let on_grid = |x: &f32| {
-            let q = (x / d).round();
-            (lo..=hi).contains(&q) && q * d == *x
-        };
+    levels.anchors().find_map(|anchor| {
+        let d = f16::nearest(extreme / anchor);
+        let on_grid = |x: &f32| levels.nearest_one(x / d) * d == *x;
         (d.is_finite() && d != 0.0 && x.iter().all(on_grid)).then_some(d)
     })
 }
@@ -70,13 +65,9 @@ fn integer(ratio: f32) -> Option<f32> {
     ((ratio - nearest).abs() < NEAR).then_some(nearest)
 }
 
-/// A super-block's scale and the integer scale of each group, with which each group of `x` is
-/// `(d scale) level`, exactly. Integer scales are those of `integers`.
-pub(super) fn signed<const G: usize, L: Levels>(
-    x: &[f32; 256],
-    levels: L,
-    Ints { lo, hi }: Ints,
-) -> Option<(f32, [f32; G])> {
+/// A super-block's scale and the integer scale of each group, with which each group of `x` is `(d scale) level`,
+/// exactly.
+pub(super) fn signed<const G: usize, L: Levels>(x: &[f32; 256], levels: L, steps: Steps) -> Option<Scaled<G>> {
     let groups = x.chunks_exact(256 / G);
     // The scales that a group may have; groups of zeros may have any.
     let options = groups.clone().map(|x| {
@@ -87,34 +78,27 @@ pub(super) fn signed<const G: usize, L: Levels>(
                 (y - levels.nearest_one(y)).abs() < NEAR
             })
         };
-        let scales = levels.all().filter(|q| *q != 0.0 && extreme != 0.0).map(|q| extreme / q);
+        let scales = levels.anchors().filter(|_| extreme != 0.0).map(|q| extreme / q);
         let options: Vec<f32> = scales.filter(fits).collect();
         (extreme == 0.0 || !options.is_empty()).then_some(options)
     });
     let options: Vec<Vec<f32>> = options.collect::<Option<_>>()?;
     // The group with the fewest says most about the super-block's scale.
     let reference = options.iter().filter(|options| !options.is_empty()).min_by_key(|options| options.len())?;
-    let integers = (lo as i32..=hi as i32).rev().filter(|c| *c != 0);
-    for (c, s) in integers.flat_map(|c| reference.iter().map(move |s| (c as f32, *s))) {
-        let d = f16::nearest(s / c);
-        if d == 0.0 || !d.is_finite() {
-            continue;
-        }
+    let scales = steps.all().filter(|c| *c != 0.0).flat_map(|c| reference.iter().map(move |s| f16::nearest(s / c)));
+    scales.filter(|d| *d != 0.0 && d.is_finite()).take(MAX_TRIES).find_map(|d| {
         let scale = |options: &Vec<f32>| match options.is_empty() {
             true => Some(0.0),
-            false => options.iter().find_map(|s| integer(s / d).filter(|c| *c != 0.0 && (lo..=hi).contains(c))),
+            false => options.iter().find_map(|s| steps.exact(s / d, NEAR).filter(|scale| *scale != 0.0)),
         };
-        let Some(scales) = options.iter().map(scale).collect::<Option<Vec<f32>>>() else { continue };
+        let scales: Vec<f32> = options.iter().map(scale).collect::<Option<_>>()?;
         let exact = groups.clone().zip(&scales).all(|(x, scale)| {
             let s = d * scale;
             // With a scale of 0 everything decodes to 0.
             x.iter().all(|x| if s == 0.0 { *x == 0.0 } else { s * levels.nearest_one(x / s) == *x })
         });
-        if exact {
-            return Some((d, std::array::from_fn(|g| scales[g])));
-        }
-    }
-    None
+        exact.then(|| Scaled { d, scales: std::array::from_fn(|g| scales[g]) })
+    })
 }
 
 /// What is known of a group with a minimum: `x = s q - m`.

@@ -15,14 +15,29 @@
 //! | plain numbers | `float.rs` | F32 F16 BF16 |
 //! | 32 weights, one scale | `block32.rs` | Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 |
 //! | 256 weights, scales of scales | `k_quants.rs` | Q2_K Q3_K Q4_K Q5_K Q6_K |
+//! | 16 uneven values | `iq4.rs` | IQ4_NL IQ4_XS |
+//! | 4-bit floats | `fp4.rs` | MXFP4 NVFP4 |
+//! | -1, 0, 1 | `ternary.rs` | TQ1_0 TQ2_0 |
+//! | one and two bits, one scale | `low_bit.rs` | Q1_0 Q2_0 |
+//!
+//! What the families share: `scaled.rs` (blocks with one scale), `super_scaled.rs` and `super_affine.rs` (super-blocks
+//! without and with minimums), `search.rs` (the search for a scale, or scale and minimum), `grid.rs` (weights that lie on
+//! a grid already).
 
 mod block32;
 mod f16;
 mod float;
+mod fp4;
 mod grid;
+mod iq4;
 mod k_quants;
+mod low_bit;
 mod recode;
+mod scaled;
 mod search;
+mod super_affine;
+mod super_scaled;
+mod ternary;
 
 pub use recode::{Loss, Recode, measure};
 
@@ -61,8 +76,15 @@ pub fn encode_fn(ty: GgmlType) -> Option<Encode> {
         Q4_K => Some(k_quants::encode_q4_k),
         Q5_K => Some(k_quants::encode_q5_k),
         Q6_K => Some(k_quants::encode_q6_k),
-        IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | IQ1_M => None,
-        TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 => None,
+        IQ4_NL => Some(iq4::encode_iq4_nl),
+        IQ4_XS => Some(iq4::encode_iq4_xs),
+        TQ1_0 => Some(ternary::encode_tq1_0),
+        TQ2_0 => Some(ternary::encode_tq2_0),
+        MXFP4 => Some(fp4::encode_mxfp4),
+        NVFP4 => Some(fp4::encode_nvfp4),
+        Q1_0 => Some(low_bit::encode_q1_0),
+        Q2_0 => Some(low_bit::encode_q2_0),
+        IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ3_S | IQ2_S | IQ1_M => None,
         Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
     }
 }

@@ -5,7 +5,7 @@
 //! linear least squares; both together have many local minima. So the searches try a range of scales, keep the few that
 //! explain most, and improve those by turns: fit, assign, fit again.
 
-use wide::f32x8;
+use wide::{CmpGt, f32x8};
 
 /// Adding and subtracting it rounds a number below 2^22 to the nearest integer, ties to even.
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
@@ -23,7 +23,7 @@ fn round(y: f32x8) -> f32x8 {
 }
 
 /// The nearest integer, ties to even, of a number below 2^22.
-pub(super) fn round_f32(y: f32) -> f32 {
+pub(super) fn round_one(y: f32) -> f32 {
     (y + ROUND) - ROUND
 }
 
@@ -39,16 +39,21 @@ pub(super) fn sum(lanes: f32x8) -> f32 {
 pub(super) trait Levels: Copy {
     /// The levels nearest to `y`.
     fn nearest(self, y: f32x8) -> f32x8;
+    /// The level of largest magnitude.
+    fn outermost(self) -> f32;
+    /// Levels that the weight of largest magnitude may have, outermost first, so that every set of weights on a grid is
+    /// found with one of them.
+    fn anchors(self) -> impl Iterator<Item = f32>;
+
     /// The level nearest to one number.
     fn nearest_one(self, y: f32) -> f32 {
         self.nearest(f32x8::splat(y)).to_array()[0]
     }
-    /// All levels.
-    fn all(self) -> impl Iterator<Item = f32>;
-    /// The largest absolute value among the levels.
-    fn largest(self) -> f32;
+
     /// Whether the levels are the same when their signs change, so that a negative scale offers nothing new.
-    fn symmetric(self) -> bool;
+    fn is_symmetric(self) -> bool {
+        self.nearest_one(-self.outermost()) == -self.outermost()
+    }
 }
 
 /// All integers of a range.
@@ -64,16 +69,45 @@ impl Levels for Ints {
         round(y.fast_max(f32x8::splat(self.lo)).fast_min(f32x8::splat(self.hi)))
     }
 
-    fn all(self) -> impl Iterator<Item = f32> {
-        (self.lo as i32..=self.hi as i32).map(|q| q as f32)
+    fn outermost(self) -> f32 {
+        if self.hi > -self.lo { self.hi } else { self.lo }
     }
 
-    fn largest(self) -> f32 {
-        self.hi.max(-self.lo)
+    /// Where only the integers up to a half are used, twice of them and half the scale do as well.
+    fn anchors(self) -> impl Iterator<Item = f32> {
+        let largest = self.outermost().abs() as i32;
+        let both = (largest / 2..=largest).rev().filter(|q| *q > 0).flat_map(|q| [-q as f32, q as f32]);
+        both.filter(move |q| (self.lo..=self.hi).contains(q))
+    }
+}
+
+/// Uneven values, ascending.
+#[derive(Clone, Copy)]
+pub(super) struct Table<const K: usize> {
+    pub(super) values: &'static [f32; K],
+}
+
+impl<const K: usize> Levels for Table<K> {
+    /// The first value, and a step up for every midpoint between two values that lies below.
+    #[inline(always)]
+    fn nearest(self, y: f32x8) -> f32x8 {
+        let mut level = f32x8::splat(self.values[0]);
+        for pair in self.values.windows(2) {
+            let above = y.simd_gt(f32x8::splat(0.5 * (pair[0] + pair[1])));
+            level += above & f32x8::splat(pair[1] - pair[0]);
+        }
+        level
     }
 
-    fn symmetric(self) -> bool {
-        self.hi == -self.lo
+    fn outermost(self) -> f32 {
+        let (first, last) = (self.values[0], self.values[K - 1]);
+        if last >= -first { last } else { first }
+    }
+
+    fn anchors(self) -> impl Iterator<Item = f32> {
+        let mut values = *self.values;
+        values.sort_by(|a, b| b.abs().total_cmp(&a.abs()));
+        values.into_iter().filter(|q| *q != 0.0)
     }
 }
 
@@ -390,12 +424,12 @@ pub(super) fn inverse(d: f32) -> f32 {
     if t.is_finite() { t } else { 0.0 }
 }
 
-/// Candidates `1 / d` that put the weight of largest magnitude (`extreme`) between `from` and `to` times the largest
+/// Candidates `1 / d` that put the weight of largest magnitude (`extreme`) between `from` and `to` times the outermost
 /// level, in steps of 3.5 %; with both signs where that makes a difference.
-pub(super) fn inverse_scales<L: Levels>(extreme: f32, levels: L, from: f32, to: f32) -> impl Iterator<Item = f32> {
+pub(super) fn inverse_scales<L: Levels>(extreme: f32, levels: L, (from, to): (f32, f32)) -> impl Iterator<Item = f32> {
     const STEP: f32 = 1.035;
-    let first = levels.largest() * from / extreme;
+    let first = levels.outermost() * from / extreme;
     let n = ((to / from).ln() / STEP.ln()) as usize + 1;
-    let signs: &[f32] = if levels.symmetric() { &[1.0] } else { &[-1.0, 1.0] };
+    let signs: &[f32] = if levels.is_symmetric() { &[1.0] } else { &[1.0, -1.0] };
     std::iter::successors(Some(first), |t| Some(t * STEP)).take(n).flat_map(|t| signs.iter().map(move |sign| sign * t))
 }
