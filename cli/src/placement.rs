@@ -74,6 +74,7 @@ pub(crate) fn with_speeds<T>(measure: Measure, ui: &Ui, work: impl FnOnce(&mut S
     if let Some(path) = path.filter(|_| speeds.table != table) {
         let kept: BTreeMap<String, Kept> = speeds.table.into_iter().map(|(key, speed)| (key, speed.into())).collect();
         // Without the file they are measured again the next time.
+        let _ = path.parent().map(std::fs::create_dir_all);
         let _ =
             serde_json::to_vec_pretty(&kept).map(|text| crate::output::write(&path, |out| Ok(out.write_all(&text)?)));
     }
