@@ -73,9 +73,14 @@ fn make_possible(ty: GgmlType, block: &mut [u8]) {
         // Exponents of scales as weights have them; 255 is NaN.
         GgmlType::MXFP4 => block[0] = 100 + block[0] % 30,
         // 127 is NaN, the eighth bit unused.
-        GgmlType::NVFP4 => block[..4].iter_mut().for_each(|d| *d = *d % 127),
+        GgmlType::NVFP4 => block[..4].iter_mut().for_each(|d| *d %= 127),
         // Quants of 3 are not ternary.
         GgmlType::TQ2_0 => block[..64].iter_mut().for_each(|q| *q &= !(*q >> 1 & *q & 0x55)),
+        // The scale's four nibbles, highest last: 2^-7 and more.
+        GgmlType::IQ1_M => {
+            block[53] = block[53] & 0x0f | 0x40;
+            block[55] = block[55] & 0x0f | 0x20;
+        }
         _ => {}
     }
 }
@@ -93,6 +98,9 @@ fn scale_fields(ty: GgmlType) -> &'static [(usize, bool)] {
         Q4_K | Q5_K => &[(0, false), (2, false)],
         Q3_K => &[(108, true)],
         Q6_K => &[(208, true)],
+        IQ1_S | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S => &[(0, false)],
+        // In pieces: made by `make_possible`.
+        IQ1_M => &[],
         _ => panic!("{ty} is not in this table"),
     }
 }

@@ -1,5 +1,7 @@
 //! Files that are written, and files that are not.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
+
 mod common;
 
 use std::path::Path;

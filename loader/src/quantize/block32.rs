@@ -68,15 +68,15 @@ fn nibbles_and_fifth(q: &[u8; 32]) -> ([u8; 16], [u8; 4]) {
 fn affine(x: &[f32; 32], w: &[f32; 32], n: f32, method: Method) -> (f32, f32, [u8; 32]) {
     let block = Block32::load(x, w);
     let (lo, hi) = block.extremes();
+    let reach = hi.max(-lo);
+    let absmax = (f16::nearest(2.0 * reach / n), f16::nearest(-reach));
+    let minmax = (f16::nearest((hi - lo) / n), f16::nearest(lo));
     let (d, m) = match method {
-        Method::AbsMax => {
-            let reach = hi.max(-lo);
-            (f16::nearest(2.0 * reach / n), f16::nearest(-reach))
-        }
-        Method::MinMax => (f16::nearest((hi - lo) / n), f16::nearest(lo)),
+        Method::AbsMax => absmax,
+        Method::MinMax => minmax,
         Method::Search => match grid::affine(x, lo, hi, n) {
             Some(found) => found,
-            None => search_affine(&block, n),
+            None => search_affine(&block, n, [absmax, minmax]),
         },
     };
     let mut q = [0; 32];
@@ -87,19 +87,13 @@ fn affine(x: &[f32; 32], w: &[f32; 32], n: f32, method: Method) -> (f32, f32, [u
 /// The clippings that the search of Q4_1 and Q5_1 tries.
 const CLIPS: Clips = Clips { share: (0.58, 1.06, 13), places: 3 };
 
-fn search_affine(block: &Block32, n: f32) -> (f32, f32) {
+/// The best scale and minimum found; never worse than the plain ones.
+fn search_affine(block: &Block32, n: f32, plain: [(f32, f32); 2]) -> (f32, f32) {
     let found = block.search_affine(n, f32::INFINITY, CLIPS);
     let (sw, swx) = block.moments();
-    let mean = f16::nearest(swx / sw);
+    let around = f16::around(found.d).flat_map(|d| f16::around(found.m).chain([0.0]).map(move |m| (d, m)));
     // A block of one value, or too narrow for a half-precision scale.
-    let mut best = (block.affine_loss(0.0, mean, n), 0.0, mean);
-    for d in f16::around(found.d) {
-        for m in f16::around(found.m).chain([0.0]) {
-            let loss = block.affine_loss(d, m, n);
-            if loss < best.0 {
-                best = (loss, d, m);
-            }
-        }
-    }
-    (best.1, best.2)
+    let mean = (0.0, f16::nearest(swx / sw));
+    let losses = around.chain(plain).chain([mean]).map(|(d, m)| (block.affine_loss(d, m, n), d, m));
+    losses.reduce(|a, b| if b.0 < a.0 { b } else { a }).map_or(mean, |best| (best.1, best.2))
 }

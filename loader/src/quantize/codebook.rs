@@ -1,6 +1,6 @@
 //! Grids of points: which groups of 8 (or 4) levels can be stored, and the best of them for given weights.
 
-use wide::{CmpGt, f32x8};
+use wide::f32x8;
 
 use super::search::sum;
 
@@ -84,18 +84,8 @@ fn nearest<const D: usize>(points: &[[f32; D]], at: &[f32; D]) -> [u16; NEAR] {
 pub(super) trait Grid {
     /// The points for which `sum of w (y - point)^2` is least.
     fn choose(&self, y: f32x8, w: f32x8) -> Chosen;
-    /// The smallest level.
-    fn smallest(&self) -> f32;
-    /// The largest level.
-    fn largest(&self) -> f32;
-    /// The levels nearest to `y`, on the grid or not.
-    fn round(&self, y: f32x8) -> f32x8;
-}
-
-impl<const D: usize> Codebook<D> {
-    fn round_all(&self, y: f32x8) -> f32x8 {
-        f32x8::new(self.codes(y).map(|code| self.levels[usize::from(code)]))
-    }
+    /// The levels that a coordinate can have, ascending.
+    fn levels(&self) -> &'static [f32];
 }
 
 impl Grid for Codebook<8> {
@@ -117,16 +107,8 @@ impl Grid for Codebook<8> {
         self.chosen(best.1)
     }
 
-    fn smallest(&self) -> f32 {
-        self.levels[0]
-    }
-
-    fn largest(&self) -> f32 {
-        self.levels[self.levels.len() - 1]
-    }
-
-    fn round(&self, y: f32x8) -> f32x8 {
-        self.round_all(y)
+    fn levels(&self) -> &'static [f32] {
+        self.levels
     }
 }
 
@@ -159,16 +141,8 @@ impl Grid for Codebook<4> {
         Chosen { index, levels: self.both(index[0], index[1]) }
     }
 
-    fn smallest(&self) -> f32 {
-        self.levels[0]
-    }
-
-    fn largest(&self) -> f32 {
-        self.levels[self.levels.len() - 1]
-    }
-
-    fn round(&self, y: f32x8) -> f32x8 {
-        self.round_all(y)
+    fn levels(&self) -> &'static [f32] {
+        self.levels
     }
 }
 

@@ -3,7 +3,7 @@
 //! There are few scales, so all that may be best are tried.
 
 use super::block32::nibbles;
-use super::search::{Block, Table};
+use super::search::{Block, Levels, Table};
 use super::{Method, encode_blocks};
 use crate::quant::fp4::{Mxfp4, Nvfp4, e8m0_half, ue4m3_half};
 
@@ -24,33 +24,55 @@ fn code(value: i8) -> u8 {
     if value < 0 { magnitude | 8 } else { magnitude }
 }
 
-/// Of these scales (each with its code) the code of the one that loses least, the first of equals.
-fn best<const V: usize>(block: &Block<V>, scales: impl Iterator<Item = (u8, f32)>) -> u8 {
-    let losses = scales.map(|(code, scale)| (code, block.loss(scale, LEVELS)));
+/// Of these codes the one whose scale loses least, the first of equals.
+fn best<const V: usize>(block: &Block<V>, codes: impl Iterator<Item = u8>, scale: fn(u8) -> f32) -> u8 {
+    let losses = codes.map(|code| (code, block.loss(scale(code), LEVELS)));
     losses.reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(0, |row| row.0)
+}
+
+/// Of the codes `0..=last`, whose scales ascend, the first with a scale of at least `at_least`; or the last.
+fn first_from(at_least: f32, last: u8, scale: fn(u8) -> f32) -> u8 {
+    let (mut low, mut high) = (0, last);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if scale(middle) >= at_least { high = middle } else { low = middle + 1 }
+    }
+    low
+}
+
+/// The code with which the weights are levels exactly, where there is one.
+fn exact<const V: usize>(block: &Block<V>, last: u8, scale: fn(u8) -> f32) -> Option<u8> {
+    let extreme = block.extreme().abs();
+    let codes = LEVELS.anchors().filter(|level| *level > 0.0).map(|level| first_from(extreme / level, last, scale));
+    codes.into_iter().find(|code| extreme > 0.0 && block.loss(scale(*code), LEVELS) == 0.0)
 }
 
 /// Encodes MXFP4.
 pub(super) fn encode_mxfp4(x: &[f32], w: &[f32], method: Method, out: &mut [u8]) {
     encode_blocks::<Mxfp4, 32>(x, w, out, |x, w| {
         let block = Block::<4>::load(x, w);
-        let extreme = block.extreme().abs();
-        // The smallest scale with which nothing is cut off.
-        let whole = (0..=254u8).find(|e| LARGEST * e8m0_half(*e) >= extreme).unwrap_or(254);
-        let e = match method {
-            // The specification's way: 4 to 8 times the scale is where the largest weight is.
-            Method::AbsMax | Method::MinMax if 8.0 * e8m0_half(whole) > extreme => whole,
-            Method::AbsMax | Method::MinMax => whole.saturating_sub(u8::from(16.0 * e8m0_half(whole) <= extreme)),
-            Method::Search => {
-                let exponents = [0, -1, -2, 1].map(|step| i16::from(whole) + step);
-                let exponents = exponents.into_iter().filter_map(|e| u8::try_from(e).ok()).filter(|e| *e < 255);
-                best(&block, exponents.map(|e| (e, e8m0_half(e))))
-            }
-        };
+        let e = mxfp4_scale(&block, method);
         let mut q = [0; 32];
         block.quants(e8m0_half(e), LEVELS, &mut q);
         Mxfp4 { e, qs: nibbles(&q.map(code)) }
     });
+}
+
+fn mxfp4_scale(block: &Block<4>, method: Method) -> u8 {
+    // 255 is NaN.
+    const LAST: u8 = 254;
+    let extreme = block.extreme().abs();
+    // The smallest scale with which nothing is cut off.
+    let whole = first_from(extreme / LARGEST, LAST, e8m0_half);
+    // The specification's: with it the largest weight is 8 to 16 times the scale.
+    let plain = whole.saturating_sub(u8::from(8.0 * e8m0_half(whole) > extreme));
+    match method {
+        Method::AbsMax | Method::MinMax => plain,
+        Method::Search => exact(block, LAST, e8m0_half).unwrap_or_else(|| {
+            let exponents = [0, -1, -2, 1].into_iter().filter_map(|step| whole.checked_add_signed(step));
+            best(block, exponents.filter(|e| *e <= LAST), e8m0_half)
+        }),
+    }
 }
 
 /// Encodes NVFP4.
@@ -71,19 +93,19 @@ pub(super) fn encode_nvfp4(x: &[f32], w: &[f32], method: Method, out: &mut [u8])
 }
 
 fn nvfp4_scale(block: &Block<2>, method: Method) -> u8 {
-    let whole = block.extreme().abs() / LARGEST;
     // 127 is NaN.
-    let scales = (0..127u8).map(|code| (code, ue4m3_half(code)));
+    const LAST: u8 = 126;
+    let whole = block.extreme().abs() / LARGEST;
+    // The smallest scale that cuts nothing off.
+    let first = first_from(whole, LAST, ue4m3_half);
+    let below = first.saturating_sub(1);
+    let is_nearer = |code: u8, other: u8| (ue4m3_half(code) - whole).abs() < (ue4m3_half(other) - whole).abs();
     match method {
-        Method::AbsMax | Method::MinMax => {
-            let distance = |scale: f32| (scale - whole).abs();
-            scales.reduce(|a, b| if distance(b.1) < distance(a.1) { b } else { a }).map_or(0, |row| row.0)
-        }
-        Method::Search => {
-            // Codes ascend with their scales. The smallest that cuts nothing off, and what is around it.
-            let first = (0..126u8).find(|code| ue4m3_half(*code) >= whole).unwrap_or(126);
-            let around = scales.filter(|row| row.0 + 12 >= first && row.0 <= first.saturating_add(6));
-            best(block, around)
-        }
+        Method::AbsMax | Method::MinMax if is_nearer(below, first) => below,
+        Method::AbsMax | Method::MinMax => first,
+        Method::Search => exact(block, LAST, ue4m3_half).unwrap_or_else(|| {
+            let around = first.saturating_sub(12)..=(first + 6).min(LAST);
+            best(block, around, ue4m3_half)
+        }),
     }
 }

@@ -6,13 +6,13 @@
 
 use super::f16;
 use super::search::Levels;
-use super::super_scaled::{Scaled, Steps};
+use super::super_scaled::{Group, Scaled, Steps};
 
 /// How far from an integer the ratio of two numbers may be that have an integer ratio but for rounding.
 const NEAR: f32 = 1e-3;
 
 /// Most pairs of scale and scale of minimums that are tried: weights of which many are equal fit many.
-const MAX_TRIES: usize = 2000;
+const MAX_TRIES: usize = 8192;
 
 /// The scale with which all of `x` are a half-precision number times a level, exactly. Where there are several, the one
 /// that uses the outermost levels.
@@ -65,21 +65,14 @@ fn integer(ratio: f32) -> Option<f32> {
     ((ratio - nearest).abs() < NEAR).then_some(nearest)
 }
 
-/// A super-block's scale and the integer scale of each group, with which each group of `x` is `(d scale) level`,
+/// A super-block's scale and the integer scale of each group, with which each group's weights are `(d scale) level`,
 /// exactly.
-pub(super) fn signed<const G: usize, L: Levels>(x: &[f32; 256], levels: L, steps: Steps) -> Option<Scaled<G>> {
-    let groups = x.chunks_exact(256 / G);
+pub(super) fn signed<T: Group, const G: usize>(groups: &[T; G], steps: Steps) -> Option<Scaled<G>> {
     // The scales that a group may have; groups of zeros may have any.
-    let options = groups.clone().map(|x| {
-        let extreme = extreme(x);
-        let fits = |scale: &f32| {
-            x.iter().all(|x| {
-                let y = x / scale;
-                (y - levels.nearest_one(y)).abs() < NEAR
-            })
-        };
-        let scales = levels.anchors().filter(|_| extreme != 0.0).map(|q| extreme / q);
-        let options: Vec<f32> = scales.filter(fits).collect();
+    let options = groups.iter().map(|group| {
+        let extreme = group.extreme();
+        let scales = group.anchors().filter(|_| extreme != 0.0).map(|q| extreme / q);
+        let options: Vec<f32> = scales.filter(|scale| group.is_near(*scale, NEAR)).collect();
         (extreme == 0.0 || !options.is_empty()).then_some(options)
     });
     let options: Vec<Vec<f32>> = options.collect::<Option<_>>()?;
@@ -88,15 +81,11 @@ pub(super) fn signed<const G: usize, L: Levels>(x: &[f32; 256], levels: L, steps
     let scales = steps.all().filter(|c| *c != 0.0).flat_map(|c| reference.iter().map(move |s| f16::nearest(s / c)));
     scales.filter(|d| *d != 0.0 && d.is_finite()).take(MAX_TRIES).find_map(|d| {
         let scale = |options: &Vec<f32>| match options.is_empty() {
-            true => Some(0.0),
+            true => steps.contains(0.0).then_some(0.0),
             false => options.iter().find_map(|s| steps.exact(s / d, NEAR).filter(|scale| *scale != 0.0)),
         };
         let scales: Vec<f32> = options.iter().map(scale).collect::<Option<_>>()?;
-        let exact = groups.clone().zip(&scales).all(|(x, scale)| {
-            let s = d * scale;
-            // With a scale of 0 everything decodes to 0.
-            x.iter().all(|x| if s == 0.0 { *x == 0.0 } else { s * levels.nearest_one(x / s) == *x })
-        });
+        let exact = groups.iter().zip(&scales).all(|(group, scale)| group.is_exact(d * scale));
         exact.then(|| Scaled { d, scales: std::array::from_fn(|g| scales[g]) })
     })
 }

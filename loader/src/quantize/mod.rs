@@ -15,20 +15,26 @@
 //! | plain numbers | `float.rs` | F32 F16 BF16 |
 //! | 32 weights, one scale | `block32.rs` | Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 |
 //! | 256 weights, scales of scales | `k_quants.rs` | Q2_K Q3_K Q4_K Q5_K Q6_K |
+//! | 256 weights, grids of 8 or 4 | `iq1.rs` `iq2.rs` `iq3.rs` | IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S |
 //! | 16 uneven values | `iq4.rs` | IQ4_NL IQ4_XS |
 //! | 4-bit floats | `fp4.rs` | MXFP4 NVFP4 |
 //! | -1, 0, 1 | `ternary.rs` | TQ1_0 TQ2_0 |
 //! | one and two bits, one scale | `low_bit.rs` | Q1_0 Q2_0 |
 //!
 //! What the families share: `scaled.rs` (blocks with one scale), `super_scaled.rs` and `super_affine.rs` (super-blocks
-//! without and with minimums), `search.rs` (the search for a scale, or scale and minimum), `grid.rs` (weights that lie on
-//! a grid already).
+//! without and with minimums), `grid_group.rs` and `codebook.rs` (groups that are looked up), `search.rs` (the search for
+//! a scale, or scale and minimum), `grid.rs` (weights that lie on a grid already).
 
 mod block32;
+mod codebook;
 mod f16;
 mod float;
 mod fp4;
 mod grid;
+mod grid_group;
+mod iq1;
+mod iq2;
+mod iq3;
 mod iq4;
 mod k_quants;
 mod low_bit;
@@ -76,6 +82,13 @@ pub fn encode_fn(ty: GgmlType) -> Option<Encode> {
         Q4_K => Some(k_quants::encode_q4_k),
         Q5_K => Some(k_quants::encode_q5_k),
         Q6_K => Some(k_quants::encode_q6_k),
+        IQ1_S => Some(iq1::encode_iq1_s),
+        IQ1_M => Some(iq1::encode_iq1_m),
+        IQ2_XXS => Some(iq2::encode_iq2_xxs),
+        IQ2_XS => Some(iq2::encode_iq2_xs),
+        IQ2_S => Some(iq2::encode_iq2_s),
+        IQ3_XXS => Some(iq3::encode_iq3_xxs),
+        IQ3_S => Some(iq3::encode_iq3_s),
         IQ4_NL => Some(iq4::encode_iq4_nl),
         IQ4_XS => Some(iq4::encode_iq4_xs),
         TQ1_0 => Some(ternary::encode_tq1_0),
@@ -84,7 +97,6 @@ pub fn encode_fn(ty: GgmlType) -> Option<Encode> {
         NVFP4 => Some(fp4::encode_nvfp4),
         Q1_0 => Some(low_bit::encode_q1_0),
         Q2_0 => Some(low_bit::encode_q2_0),
-        IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ3_S | IQ2_S | IQ1_M => None,
         Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn encode<const V: usize, const N: usize, L: Levels>(
         Method::AbsMax | Method::MinMax => f16::nearest(absmax),
         Method::Search => grid::scale(x, levels).unwrap_or_else(|| {
             let candidates = inverse_scales(extreme, levels, reach).chain([1.0 / absmax]);
-            settle(&block, block.search_scale(levels, candidates).d, levels)
+            settle(&block, block.search_scale(levels, candidates).d, f16::nearest(absmax), levels)
         }),
     };
     block.quants(d, levels, &mut q);
@@ -34,10 +34,10 @@ pub(super) fn encode<const V: usize, const N: usize, L: Levels>(
     if d < 0.0 && q.iter().all(is_level) { (-d, q.map(|q| -q)) } else { (d, q) }
 }
 
-/// The half-precision number near `d` that loses least, or 0 where that loses less.
-fn settle<const V: usize, L: Levels>(block: &Block<V>, d: f32, levels: L) -> f32 {
+/// The half-precision number near `d` that loses least, or the plain one, or 0, where that loses less.
+fn settle<const V: usize, L: Levels>(block: &Block<V>, d: f32, plain: f32, levels: L) -> f32 {
     let mut best = (block.loss(0.0, levels), 0.0);
-    for d in f16::around(d) {
+    for d in f16::around(d).chain([plain]) {
         let loss = block.loss(d, levels);
         if loss < best.0 {
             best = (loss, d);

@@ -5,7 +5,7 @@
 //! linear least squares; both together have many local minima. So the searches try a range of scales, keep the few that
 //! explain most, and improve those by turns: fit, assign, fit again.
 
-use wide::{CmpGt, f32x8};
+use wide::f32x8;
 
 /// Adding and subtracting it rounds a number below 2^22 to the nearest integer, ties to even.
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
@@ -45,6 +45,11 @@ pub(super) trait Levels: Copy {
     /// found with one of them.
     fn anchors(self) -> impl Iterator<Item = f32>;
 
+    /// The same where not every scale can be had: all levels but 0, outermost first.
+    fn all_anchors(self) -> impl Iterator<Item = f32> {
+        self.anchors()
+    }
+
     /// The level nearest to one number.
     fn nearest_one(self, y: f32) -> f32 {
         self.nearest(f32x8::splat(y)).to_array()[0]
@@ -77,6 +82,12 @@ impl Levels for Ints {
     fn anchors(self) -> impl Iterator<Item = f32> {
         let largest = self.outermost().abs() as i32;
         let both = (largest / 2..=largest).rev().filter(|q| *q > 0).flat_map(|q| [-q as f32, q as f32]);
+        both.filter(move |q| (self.lo..=self.hi).contains(q))
+    }
+
+    fn all_anchors(self) -> impl Iterator<Item = f32> {
+        let largest = self.outermost().abs() as i32;
+        let both = (1..=largest).rev().flat_map(|q| [-q as f32, q as f32]);
         both.filter(move |q| (self.lo..=self.hi).contains(q))
     }
 }
@@ -116,6 +127,41 @@ impl<const K: usize> Levels for Table<K> {
 pub(super) struct Scale {
     pub(super) d: f32,
     pub(super) gain: f32,
+}
+
+impl Scale {
+    /// The best scale for given levels `q`, from sums of `w x q` and `w q^2`.
+    #[inline(always)]
+    pub(super) fn of((xq, qq): (f32, f32)) -> Scale {
+        if qq > 0.0 { Scale { d: xq / qq, gain: xq * xq / qq } } else { Scale::default() }
+    }
+}
+
+/// The best scale found among candidates `1 / t`, the best three of them improved: fitted and assigned by turns, which
+/// never makes it worse, until nothing changes. `fit` gives the best scale for the levels that the scale `1 / t` gives.
+#[inline(always)]
+pub(super) fn search_scale(candidates: impl Iterator<Item = f32>, fit: impl Fn(f32) -> Scale) -> Scale {
+    let mut top = Top::<Scale, 3>::new();
+    for t in candidates {
+        let scale = fit(t);
+        if scale.d != 0.0 {
+            top.offer(scale.gain, scale);
+        }
+    }
+    let mut best = Scale::default();
+    for mut scale in top.kept() {
+        for _ in 0..MAX_ROUNDS {
+            let next = fit(1.0 / scale.d);
+            if next.gain.is_nan() || next.gain <= scale.gain {
+                break;
+            }
+            scale = next;
+        }
+        if scale.gain > best.gain {
+            best = scale;
+        }
+    }
+    best
 }
 
 /// A scale and a minimum, `y = d q + m`, and how much they explain of the variance of weights whose mean is 0.
@@ -222,42 +268,13 @@ impl<const V: usize> Block<V> {
     /// The best scale for the quants that the scale `1 / t` gives.
     #[inline(always)]
     fn fit_scale<L: Levels>(&self, t: f32, levels: L) -> Scale {
-        let (xq, qq) = self.scale_sums(t, levels);
-        if qq > 0.0 { Scale { d: xq / qq, gain: xq * xq / qq } } else { Scale::default() }
+        Scale::of(self.scale_sums(t, levels))
     }
 
-    /// Fits and assigns by turns, which never makes it worse, until nothing changes.
-    #[inline(always)]
-    fn refine_scale<L: Levels>(&self, start: Scale, levels: L) -> Scale {
-        let mut best = start;
-        for _ in 0..MAX_ROUNDS {
-            let next = self.fit_scale(1.0 / best.d, levels);
-            if next.gain.is_nan() || next.gain <= best.gain {
-                break;
-            }
-            best = next;
-        }
-        best
-    }
-
-    /// The best scale found among candidates `1 / t`, the best three of them improved.
+    /// The best scale found among candidates `1 / t`.
     #[inline(always)]
     pub(super) fn search_scale<L: Levels>(&self, levels: L, candidates: impl Iterator<Item = f32>) -> Scale {
-        let mut top = Top::<Scale, 3>::new();
-        for t in candidates {
-            let scale = self.fit_scale(t, levels);
-            if scale.d != 0.0 {
-                top.offer(scale.gain, scale);
-            }
-        }
-        let mut best = Scale::default();
-        for start in top.kept() {
-            let scale = self.refine_scale(start, levels);
-            if scale.gain > best.gain {
-                best = scale;
-            }
-        }
-        best
+        search_scale(candidates, |t| self.fit_scale(t, levels))
     }
 
     /// Sums of `w x q` and `w q^2` for the nearest levels to `x t`.
@@ -425,11 +442,15 @@ pub(super) fn inverse(d: f32) -> f32 {
 }
 
 /// Candidates `1 / d` that put the weight of largest magnitude (`extreme`) between `from` and `to` times the outermost
-/// level, in steps of 3.5 %; with both signs where that makes a difference.
-pub(super) fn inverse_scales<L: Levels>(extreme: f32, levels: L, (from, to): (f32, f32)) -> impl Iterator<Item = f32> {
-    const STEP: f32 = 1.035;
-    let first = levels.outermost() * from / extreme;
-    let n = ((to / from).ln() / STEP.ln()) as usize + 1;
+/// level; with both signs where that makes a difference.
+pub(super) fn inverse_scales<L: Levels>(extreme: f32, levels: L, reach: (f32, f32)) -> impl Iterator<Item = f32> {
     let signs: &[f32] = if levels.is_symmetric() { &[1.0] } else { &[1.0, -1.0] };
-    std::iter::successors(Some(first), |t| Some(t * STEP)).take(n).flat_map(|t| signs.iter().map(move |sign| sign * t))
+    ladder(levels.outermost() / extreme, reach).flat_map(|t| signs.iter().map(move |sign| sign * t))
+}
+
+/// From `from` to `to` times `t`, in steps of 3.5 %.
+pub(super) fn ladder(t: f32, (from, to): (f32, f32)) -> impl Iterator<Item = f32> {
+    const STEP: f32 = 1.035;
+    let n = ((to / from).ln() / STEP.ln()) as usize + 1;
+    std::iter::successors(Some(t * from), |t| Some(t * STEP)).take(n)
 }

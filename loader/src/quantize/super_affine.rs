@@ -57,8 +57,30 @@ pub(super) fn encode<const V: usize, const G: usize>(
     {
         return Guess { d, dmin, scales, mins, losses: [0.0; G] }.finish(&groups, form);
     }
-    // Scale and minimum (not above 0) of each group by itself.
-    let fits: [(f32, f32); G] = std::array::from_fn(|g| match method {
+    let plain = |method| Guess::start(&groups, &fits(&groups, form, method), 1.0, form);
+    let best = match method {
+        Method::AbsMax | Method::MinMax => plain(method),
+        Method::Search => {
+            let mut top = Top::<Guess<G>, 2>::new();
+            // So that a search never loses more than none.
+            for guess in [plain(Method::AbsMax), plain(Method::MinMax)] {
+                top.offer(-guess.loss(), guess);
+            }
+            let fits = fits(&groups, form, Method::Search);
+            for by in form.starts {
+                let guess = Guess::start(&groups, &fits, *by, form);
+                top.offer(-guess.loss(), guess);
+            }
+            let improved = top.kept().map(|guess| guess.improved(&groups, form));
+            improved.reduce(|a, b| if b.loss() < a.loss() { b } else { a }).unwrap_or_default()
+        }
+    };
+    best.finish(&groups, form)
+}
+
+/// Scale and minimum (not above 0) of each group by itself.
+fn fits<const V: usize, const G: usize>(groups: &[Block<V>; G], form: Form, method: Method) -> [(f32, f32); G] {
+    std::array::from_fn(|g| match method {
         Method::AbsMax => {
             let reach = groups[g].extreme().abs();
             (2.0 * reach / form.n, -reach)
@@ -72,23 +94,7 @@ pub(super) fn encode<const V: usize, const G: usize>(
             let fit = groups[g].search_affine(form.n, 0.0, form.clips);
             (fit.d, fit.m)
         }
-    });
-    let largest_scale = fits.iter().fold(0f32, |a, fit| a.max(fit.0)) / form.largest;
-    let largest_min = fits.iter().fold(0f32, |a, fit| a.max(-fit.1)) / form.largest;
-    let start = |by: f32| Guess::new(&groups, &fits, f16::nearest(largest_scale * by), f16::nearest(largest_min), form);
-    let best = match method {
-        Method::AbsMax | Method::MinMax => start(1.0),
-        Method::Search => {
-            let mut top = Top::<Guess<G>, 2>::new();
-            for by in form.starts {
-                let guess = start(*by);
-                top.offer(-guess.loss(), guess);
-            }
-            let improved = top.kept().map(|guess| guess.improved(&groups, form));
-            improved.reduce(|a, b| if b.loss() < a.loss() { b } else { a }).unwrap_or_else(|| start(1.0))
-        }
-    };
-    best.finish(&groups, form)
+    })
 }
 
 impl<const G: usize> Default for Guess<G> {
@@ -98,6 +104,13 @@ impl<const G: usize> Default for Guess<G> {
 }
 
 impl<const G: usize> Guess<G> {
+    /// With super-block scales that reach the largest of these fits; the scale of scales `by` times that.
+    fn start<const V: usize>(groups: &[Block<V>; G], fits: &[(f32, f32); G], by: f32, form: Form) -> Self {
+        let largest_scale = fits.iter().fold(0f32, |a, fit| a.max(fit.0)) / form.largest;
+        let largest_min = fits.iter().fold(0f32, |a, fit| a.max(-fit.1)) / form.largest;
+        Guess::new(groups, fits, f16::nearest(largest_scale * by), f16::nearest(largest_min), form)
+    }
+
     /// The integers nearest to what the groups want.
     fn new<const V: usize>(groups: &[Block<V>; G], fits: &[(f32, f32); G], d: f32, dmin: f32, form: Form) -> Self {
         let integer =

@@ -4,9 +4,10 @@
 //! each group tries the integers beside its own, with its levels assigned anew; least squares gives the scale of the
 //! super-block for all levels and integers together.
 
-use super::Method;
-use super::f16;
+use wide::f32x8;
+
 use super::search::{Block, Levels, NOTHING, Top, inverse, inverse_scales, round_one};
+use super::{Method, f16, grid};
 
 /// Rounds of improvement of a super-block.
 const MAX_ROUNDS: usize = 4;
@@ -19,6 +20,14 @@ pub(super) trait Group {
     fn loss(&self, scale: f32) -> f32;
     /// Sums of `w x q` and `w q^2` for the levels `q` that weights take with a scale.
     fn sums(&self, scale: f32) -> (f32, f32);
+    /// The weight of largest magnitude, with its sign.
+    fn extreme(&self) -> f32;
+    /// Levels that it may have, outermost first.
+    fn anchors(&self) -> impl Iterator<Item = f32>;
+    /// Whether all weights are levels times a scale, but for rounding: levels are missed by less than `near`.
+    fn is_near(&self, scale: f32, near: f32) -> bool;
+    /// Whether they are, exactly.
+    fn is_exact(&self, scale: f32) -> bool;
 }
 
 /// The integers that scales of groups can be: `lo`, `lo + step`, ..., `hi`.
@@ -41,7 +50,8 @@ impl Steps {
         if self.hi >= -self.lo { self.hi } else { self.lo }
     }
 
-    fn contains(self, y: f32) -> bool {
+    /// Whether it is between the first and the last.
+    pub(super) fn contains(self, y: f32) -> bool {
         (self.lo..=self.hi).contains(&y)
     }
 
@@ -80,21 +90,33 @@ pub(super) struct Scaled<const G: usize> {
 
 /// The best scales found, or those that plain rounding gives.
 pub(super) fn scales<T: Group, const G: usize>(groups: &[T; G], form: Form, method: Method) -> Scaled<G> {
-    let fits: [f32; G] = std::array::from_fn(|g| groups[g].scale(method));
-    let extreme = fits.iter().fold(0f32, |a, d| if d.abs() > a.abs() { *d } else { a });
-    let unit = extreme / form.scales.outermost();
-    if method != Method::Search {
-        let d = f16::nearest(unit);
-        return Scaled { d, scales: integers(&fits, d, form) };
+    if method == Method::Search
+        && let Some(found) = grid::signed(groups, form.scales)
+    {
+        return found;
     }
+    let plain: [f32; G] = std::array::from_fn(|g| groups[g].scale(Method::AbsMax));
+    let plain = Guess::new(groups, &plain, f16::nearest(unit(&plain, form)), form);
+    if method != Method::Search {
+        return Scaled { d: plain.d, scales: plain.scales };
+    }
+    let fits = std::array::from_fn(|g| groups[g].scale(method));
     let mut starts = Top::<Guess<G>, 2>::new();
+    // So that a search never loses more than none.
+    starts.offer(-plain.loss(), plain);
     for start in form.starts {
-        let guess = Guess::new(groups, &fits, f16::nearest(unit * start), form);
+        let guess = Guess::new(groups, &fits, f16::nearest(unit(&fits, form) * start), form);
         starts.offer(-guess.loss(), guess);
     }
     let improved = starts.kept().map(|guess| guess.improved(groups, form));
-    let best = improved.reduce(|a, b| if b.loss() < a.loss() { b } else { a }).unwrap_or_default();
+    let best = improved.reduce(|a, b| if b.loss() < a.loss() { b } else { a }).unwrap_or(plain);
     Scaled { d: best.d, scales: best.scales }
+}
+
+/// The super-block's scale with which no group is cut off.
+fn unit<const G: usize>(fits: &[f32; G], form: Form) -> f32 {
+    let extreme = fits.iter().fold(0f32, |a, d| if d.abs() > a.abs() { *d } else { a });
+    extreme / form.scales.outermost()
 }
 
 /// The integers nearest to what the groups want.
@@ -207,6 +229,30 @@ impl<const V: usize, L: Levels> Group for Leveled<V, L> {
     fn sums(&self, scale: f32) -> (f32, f32) {
         self.block.scale_sums(inverse(scale), self.levels)
     }
+
+    fn extreme(&self) -> f32 {
+        self.block.extreme()
+    }
+
+    fn anchors(&self) -> impl Iterator<Item = f32> {
+        self.levels.all_anchors()
+    }
+
+    fn is_near(&self, scale: f32, near: f32) -> bool {
+        self.block.x.iter().all(|x| {
+            let y = *x / f32x8::splat(scale);
+            (y - self.levels.nearest(y)).to_array().iter().all(|e| e.abs() < near)
+        })
+    }
+
+    fn is_exact(&self, scale: f32) -> bool {
+        let s = f32x8::splat(scale);
+        // With a scale of 0 everything decodes to 0.
+        self.block.x.iter().all(|x| match scale == 0.0 {
+            true => x.to_array() == [0.0; 8],
+            false => (s * self.levels.nearest(*x / s)).to_array() == x.to_array(),
+        })
+    }
 }
 
 /// The levels that 256 weights in `G` groups of `8 V` take with the best scales found, or those of plain rounding; and
@@ -221,8 +267,7 @@ pub(super) fn encode<const V: usize, const G: usize, L: Levels>(
         let range = 8 * V * g..8 * V * (g + 1);
         Leveled { block: Block::load(&x[range.clone()], &w[range]), levels, reach }
     });
-    let on_grid = if method == Method::Search { super::grid::signed(x, levels, form.scales) } else { None };
-    let found = on_grid.unwrap_or_else(|| scales(&groups, form, method));
+    let found = scales(&groups, form, method);
     let mut q = [0; 256];
     for (g, q) in q.chunks_exact_mut(8 * V).enumerate() {
         groups[g].block.quants(found.d * found.scales[g], levels, q);
