@@ -31,10 +31,14 @@ fn decode(ty: GgmlType, bytes: &[u8]) -> Vec<f32> {
 
 /// Weights as models have them, and as they do not: normal, with outliers, zeros, constants, tiny and large runs.
 fn weights() -> impl Strategy<Value = Vec<f32>> {
+    scaled_by(prop_oneof![6 => Just(0.02f32), 1 => Just(1e-7), 1 => Just(0.0), 1 => Just(300.0), 1 => Just(1e-12)])
+}
+
+/// The same with parts times one of these.
+fn scaled_by(scale: impl Strategy<Value = f32>) -> impl Strategy<Value = Vec<f32>> {
     let normal = (-1.0f32..1.0, -1.0f32..1.0, -1.0f32..1.0).prop_map(|(a, b, c)| a + b + c);
     let weight = prop_oneof![20 => normal, 1 => -30.0f32..30.0, 1 => Just(0.0), 1 => Just(0.25)];
     let run = prop::collection::vec(weight, 64);
-    let scale = prop_oneof![6 => Just(0.02f32), 1 => Just(1e-7), 1 => Just(0.0), 1 => Just(300.0), 1 => Just(1e-12)];
     let part = (run, scale, -2.0f32..2.0, 0..6u8).prop_map(|(run, scale, shift, kind)| {
         let shift = if kind == 0 { shift } else { 0.0 };
         run.into_iter().map(|x| scale * (x + shift)).collect::<Vec<f32>>()
@@ -136,7 +140,11 @@ proptest! {
     }
 
     #[test]
-    fn encoding_twice_changes_nothing(x in weights(), w in importances()) {
+    // Not for scales below 2^-14, where half precision has few digits: weights there need not lie on a grid again.
+    fn encoding_twice_changes_nothing(
+        x in scaled_by(prop_oneof![6 => Just(0.02f32), 1 => Just(0.0), 1 => Just(300.0)]),
+        w in importances(),
+    ) {
         for ty in types() {
             let once = encode(ty, &x, &w, Method::Search);
             let y = decode(ty, &once);

@@ -80,18 +80,21 @@ pub(super) fn signed<T: Group, const G: usize>(groups: &[T; G], steps: Steps) ->
     let reference = options.iter().filter(|options| !options.is_empty()).min_by_key(|options| options.len())?;
     let scales = steps.all().filter(|c| *c != 0.0).flat_map(|c| reference.iter().map(move |s| f16::nearest(s / c)));
     scales.filter(|d| *d != 0.0 && d.is_finite()).take(MAX_TRIES).find_map(|d| {
-        let scale = |options: &Vec<f32>| match options.is_empty() {
+        let scale = |(group, options): (&T, &Vec<f32>)| match options.is_empty() {
             true => steps.contains(0.0).then_some(0.0),
-            false => options.iter().find_map(|s| steps.exact(s / d, NEAR).filter(|scale| *scale != 0.0)),
+            false => {
+                let scales = options.iter().filter_map(|s| steps.exact(s / d, NEAR));
+                scales.into_iter().find(|scale| *scale != 0.0 && group.is_exact(d * scale))
+            }
         };
-        let scales: Vec<f32> = options.iter().map(scale).collect::<Option<_>>()?;
-        let exact = groups.iter().zip(&scales).all(|(group, scale)| group.is_exact(d * scale));
-        exact.then(|| Scaled { d, scales: std::array::from_fn(|g| scales[g]) })
+        let scales: Vec<f32> = groups.iter().zip(&options).map(scale).collect::<Option<_>>()?;
+        Some(Scaled { d, scales: std::array::from_fn(|g| scales[g]) })
     })
 }
 
 /// What is known of a group with a minimum: `x = s q - m`.
-struct Spaced {
+struct Spaced<'a> {
+    x: &'a [f32],
     lo: f32,
     /// Scales `s` it may have, each with the span of quants in use. None where all weights are equal.
     options: Vec<(f32, i32)>,
@@ -107,9 +110,9 @@ pub(super) struct SuperAffine<const G: usize> {
 
 /// Scales and integers (0..=largest) with which each group of `x` is `(d scale) q - (dmin min)`, q in 0..=n, exactly.
 pub(super) fn super_affine<const G: usize>(x: &[f32; 256], n: f32, largest: f32) -> Option<SuperAffine<G>> {
-    let groups: Option<Vec<Spaced>> = x.chunks_exact(256 / G).map(|x| spaced(x, n as i32)).collect();
+    let groups: Option<Vec<Spaced<'_>>> = x.chunks_exact(256 / G).map(|x| spaced(x, n as i32)).collect();
     let groups = groups?;
-    let found = |(d, dmin)| SuperAffine::<G>::new(&groups, d, dmin, n, largest).filter(|found| found.is(x, n));
+    let found = |(d, dmin)| SuperAffine::<G>::new(&groups, d, dmin, n, largest);
     let with_scale = groups.iter().filter(|group| !group.options.is_empty());
     let Some(reference) = with_scale.min_by_key(|group| group.options.len()) else {
         // Each group has one value: its minimum.
@@ -118,7 +121,7 @@ pub(super) fn super_affine<const G: usize>(x: &[f32; 256], n: f32, largest: f32)
     let scales =
         (1..=largest as i32).rev().flat_map(|c| reference.options.iter().map(move |o| f16::nearest(o.0 / c as f32)));
     let fits = |d: &f32| {
-        let fits = |group: &Spaced| group.options.is_empty() || group.scales(*d, largest).next().is_some();
+        let fits = |group: &Spaced<'_>| group.options.is_empty() || group.scales(*d, largest).next().is_some();
         *d != 0.0 && groups.iter().all(fits)
     };
     let pairs =
@@ -127,18 +130,26 @@ pub(super) fn super_affine<const G: usize>(x: &[f32; 256], n: f32, largest: f32)
 }
 
 /// The spacings that a group's weights may have; `None` where they have none.
-fn spaced(x: &[f32], n: i32) -> Option<Spaced> {
+fn spaced(x: &[f32], n: i32) -> Option<Spaced<'_>> {
     let lo = x.iter().fold(f32::INFINITY, |a, x| a.min(*x));
     let hi = x.iter().fold(f32::NEG_INFINITY, |a, x| a.max(*x));
     if lo == hi {
-        return Some(Spaced { lo, options: Vec::new() });
+        return Some(Spaced { x, lo, options: Vec::new() });
     }
     let spans = (1..=n).rev().map(|span| ((hi - lo) / span as f32, span));
     let options: Vec<(f32, i32)> = spans.filter(|(s, _)| x.iter().all(|x| integer((x - lo) / s).is_some())).collect();
-    (!options.is_empty()).then_some(Spaced { lo, options })
+    (!options.is_empty()).then_some(Spaced { x, lo, options })
 }
 
-impl Spaced {
+impl Spaced<'_> {
+    /// Whether it is `s q - m`, q in 0..=n, exactly.
+    fn is(&self, s: f32, m: f32, n: f32) -> bool {
+        self.x.iter().all(|x| {
+            let q = if s > 0.0 { ((x + m) / s).round() } else { 0.0 };
+            (0.0..=n).contains(&q) && s * q - m == *x
+        })
+    }
+
     /// The integer scales it may have with super-block scale `d`, each with the span of quants in use.
     fn scales(&self, d: f32, largest: f32) -> impl Iterator<Item = (f32, i32)> {
         let fits = move |(s, span): &(f32, i32)| {
@@ -161,20 +172,21 @@ impl Spaced {
         (0..=largest as i32).find_map(|min| {
             let rest = self.lo + dmin * min as f32;
             if rest == 0.0 {
-                return Some((0.0, min as f32));
+                return Some((0.0, min as f32)).filter(|_| self.is(0.0, dmin * min as f32, n));
             }
             // scale * q, with any quant.
             let product = integer(rest / d).filter(|p| (1.0..=n * largest).contains(p))? as i32;
             let q = (1..=n as i32).find(|q| product % q == 0 && product / q <= largest as i32)?;
-            Some(((product / q) as f32, min as f32))
+            let scale = (product / q) as f32;
+            self.is(d * scale, dmin * min as f32, n).then_some((scale, min as f32))
         })
     }
 }
 
 /// Scales of minimums that go with super-block scale `d`: those with which the group that leaves least choice has an
 /// integer, and 0.
-fn minimums(groups: &[Spaced], d: f32, n: f32, largest: f32) -> Vec<f32> {
-    let of_group = |group: &Spaced| -> Vec<f32> { group.choices(d, n, largest).map(|choice| choice.1).collect() };
+fn minimums(groups: &[Spaced<'_>], d: f32, n: f32, largest: f32) -> Vec<f32> {
+    let of_group = |group: &Spaced<'_>| -> Vec<f32> { group.choices(d, n, largest).map(|choice| choice.1).collect() };
     // A group that may do without a minimum says nothing.
     let needed = |m: &Vec<f32>| !m.is_empty() && m.iter().all(|m| *m > NEAR * d);
     let reference = groups.iter().map(of_group).filter(needed).min_by_key(Vec::len).unwrap_or_else(|| {
@@ -189,7 +201,7 @@ fn minimums(groups: &[Spaced], d: f32, n: f32, largest: f32) -> Vec<f32> {
 
 impl<const G: usize> SuperAffine<G> {
     /// The integers of all groups for given scales, where they have some.
-    fn new(groups: &[Spaced], d: f32, dmin: f32, n: f32, largest: f32) -> Option<Self> {
+    fn new(groups: &[Spaced<'_>], d: f32, dmin: f32, n: f32, largest: f32) -> Option<Self> {
         let mut found = SuperAffine { d, dmin, scales: [0.0; G], mins: [0.0; G] };
         for (g, group) in groups.iter().enumerate() {
             let with_integer = |(scale, m): (f32, f32)| match dmin > 0.0 {
@@ -198,20 +210,12 @@ impl<const G: usize> SuperAffine<G> {
             };
             (found.scales[g], found.mins[g]) = match group.options.is_empty() {
                 true => group.flat(d, dmin, n, largest)?,
-                false => group.choices(d, n, largest).find_map(with_integer)?,
+                false => {
+                    let pairs = group.choices(d, n, largest).filter_map(with_integer);
+                    pairs.into_iter().find(|(scale, min)| group.is(d * scale, dmin * min, n))?
+                }
             };
         }
         Some(found)
-    }
-
-    /// Whether it gives exactly these weights back.
-    fn is(&self, x: &[f32; 256], n: f32) -> bool {
-        x.chunks_exact(256 / G).zip(self.scales.iter().zip(&self.mins)).all(|(x, (scale, min))| {
-            let (s, m) = (self.d * scale, self.dmin * min);
-            x.iter().all(|x| {
-                let q = if s > 0.0 { ((x + m) / s).round() } else { 0.0 };
-                (0.0..=n).contains(&q) && s * q - m == *x
-            })
-        })
     }
 }
