@@ -1,8 +1,10 @@
 //! Importance matrices: for each matrix of a model, how large its inputs are on some text.
 //!
 //! The importance of column `i` is the mean of the squared input `x_i^2`: the factor with which a weight's squared
-//! error enters the squared error of the product. Files are those of llama.cpp's `llama-imatrix`: GGUF (tensors
-//! `NAME.in_sum2`, sums of squares, and `NAME.counts`, number of inputs, for each expert), and the older `.dat`.
+//! error enters the squared error of the product. [`Imatrix`] is what encoders want to know, [`Recorded`] what is in a
+//! file. Files are those of llama.cpp's `llama-imatrix`: GGUF (tensors `NAME.in_sum2`, sums of squares,
+//! `[n_in, n_expert]`, and `NAME.counts`, number of inputs, `[1, n_expert]`, both F32), and the older `.dat`, which is
+//! only read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +13,15 @@ use crate::cursor::{Cursor, shown};
 use crate::error::{Error, Result};
 use crate::ggml_type::GgmlType;
 use crate::gguf::Gguf;
+use crate::metadata::{ArrayValue, Metadata, Value};
 use crate::source::Source;
+use crate::writer::{TensorSpec, Writer};
+
+const TYPE: &str = "general.type";
+const TYPE_NAME: &str = "imatrix";
+const DATASETS: &str = "imatrix.datasets";
+const CHUNK_COUNT: &str = "imatrix.chunk_count";
+const CHUNK_SIZE: &str = "imatrix.chunk_size";
 
 /// Most entries in a file, and most values in an entry: more than any model has.
 const MAX_ENTRIES: u32 = 1 << 20;
@@ -53,32 +63,15 @@ impl Imatrix {
     }
 
     fn from_gguf(gguf: &Gguf) -> Result<Imatrix> {
-        let metadata = gguf.metadata();
-        let mut imatrix = Imatrix { chunks: metadata.u32("imatrix.chunk_count")?, ..Imatrix::default() };
-        if let Some(names) = metadata.string_array("imatrix.datasets")?.and_then(|array| array.strings()) {
-            imatrix.datasets = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        }
-        for sums in gguf.tensors() {
-            let Some(name) = sums.name.strip_suffix(".in_sum2") else { continue };
-            let wrong = |what: &str| bad(gguf.path(), format!("entry `{}`: {what}", shown(name)));
-            let counts = gguf.tensor(&format!("{name}.counts")).ok_or_else(|| wrong("has sums without counts"))?;
-            if sums.ty != GgmlType::F32 || counts.ty != GgmlType::F32 {
-                return Err(wrong("sums and counts must be F32"));
-            }
-            let (sums, counts) = (gguf.dequantize(sums)?, gguf.dequantize(counts)?);
-            if !sums.len().is_multiple_of(counts.len()) {
-                return Err(wrong("the number of sums is no multiple of the number of counts"));
-            }
-            let per_matrix = sums.len() / counts.len();
-            // An expert that no token was sent to says nothing about its columns.
-            let mean = |(sums, count): (&[f32], &f32)| {
-                let count = *count;
-                sums.iter().map(move |sum| if count > 0.0 { sum / count } else { 1.0 }).collect::<Vec<f32>>()
-            };
-            let values = sums.chunks_exact(per_matrix).zip(&counts).flat_map(mean).collect();
-            imatrix.entries.insert(name.to_owned(), values);
-        }
-        Ok(imatrix)
+        let Recorded { datasets, chunks, entries, .. } = Recorded::read(gguf)?;
+        // An expert that no token was sent to says nothing about its columns.
+        let mean = |sum: &f32, count: f32| if count > 0.0 { sum / count } else { 1.0 };
+        let means = |inputs: Inputs| {
+            let matrices = inputs.sums.chunks_exact(inputs.sums.len() / inputs.counts.len()).zip(&inputs.counts);
+            matrices.flat_map(|(sums, count)| sums.iter().map(|sum| mean(sum, *count))).collect()
+        };
+        let entries = entries.into_iter().map(|(name, inputs)| (name, means(inputs))).collect();
+        Ok(Imatrix { entries, datasets, chunks })
     }
 
     /// The older format: little-endian 32-bit counts, names and sums; then, if there, number of chunks and name of
@@ -135,6 +128,86 @@ impl Imatrix {
     /// Names of all entries, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+}
+
+/// The inputs that a matrix, or each of several experts, has had.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Inputs {
+    /// Sums of squares, `[n_expert, n_in]`, row-major.
+    pub sums: Vec<f32>,
+    /// Number of inputs of each expert.
+    pub counts: Vec<f32>,
+}
+
+/// What is in an importance matrix file of the GGUF format.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recorded {
+    /// Names of the texts.
+    pub datasets: Vec<String>,
+    /// How many chunks of text.
+    pub chunks: Option<u32>,
+    /// Tokens in a chunk.
+    pub chunk_size: Option<u32>,
+    /// By name of the matrix.
+    pub entries: BTreeMap<String, Inputs>,
+}
+
+impl Recorded {
+    /// Whether a file says that it is an importance matrix.
+    pub fn is_one(gguf: &Gguf) -> bool {
+        gguf.metadata().str(TYPE).is_ok_and(|ty| ty == Some(TYPE_NAME))
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Sums without counts or of another shape, tensors that are not F32, metadata of the wrong type.
+    pub fn read(gguf: &Gguf) -> Result<Recorded> {
+        let metadata = gguf.metadata();
+        let (chunks, chunk_size) = (metadata.u32(CHUNK_COUNT)?, metadata.u32(CHUNK_SIZE)?);
+        let mut recorded = Recorded { chunks, chunk_size, ..Recorded::default() };
+        if let Some(names) = metadata.string_array(DATASETS)?.and_then(|array| array.strings()) {
+            recorded.datasets = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        }
+        for sums in gguf.tensors() {
+            let Some(name) = sums.name.strip_suffix(".in_sum2") else { continue };
+            let wrong = |what: &str| bad(gguf.path(), format!("entry `{}`: {what}", shown(name)));
+            let counts = gguf.tensor(&format!("{name}.counts")).ok_or_else(|| wrong("has sums without counts"))?;
+            if sums.ty != GgmlType::F32 || counts.ty != GgmlType::F32 {
+                return Err(wrong("sums and counts must be F32"));
+            }
+            let inputs = Inputs { sums: gguf.dequantize(sums)?, counts: gguf.dequantize(counts)? };
+            if inputs.counts.is_empty() || !inputs.sums.len().is_multiple_of(inputs.counts.len()) {
+                return Err(wrong("the number of sums is no multiple of the number of counts"));
+            }
+            recorded.entries.insert(name.to_owned(), inputs);
+        }
+        Ok(recorded)
+    }
+
+    /// Writes a file, with `more` metadata after the usual.
+    ///
+    /// # Errors
+    /// As for [`Writer`].
+    pub fn write(&self, path: &Path, more: &[(&str, Value)]) -> Result<()> {
+        let mut metadata = Metadata::default();
+        metadata.set(TYPE, Value::String(TYPE_NAME.to_owned()));
+        metadata.set(DATASETS, Value::Array(ArrayValue::of_strings(&self.datasets)));
+        let numbers = [(CHUNK_COUNT, self.chunks), (CHUNK_SIZE, self.chunk_size)];
+        numbers.iter().for_each(|(key, n)| n.iter().for_each(|n| metadata.set(key, Value::U32(*n))));
+        more.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
+        let spec = |name: String, n: usize, m: usize| TensorSpec { name, ty: GgmlType::F32, dims: vec![n, m] };
+        let specs = self.entries.iter().flat_map(|(name, Inputs { sums, counts })| {
+            let (n_in, n) = (sums.len() / counts.len().max(1), counts.len());
+            [spec(format!("{name}.in_sum2"), n_in, n), spec(format!("{name}.counts"), 1, n)]
+        });
+        let mut writer = Writer::create(path, &metadata, &specs.collect::<Vec<_>>())?;
+        for numbers in self.entries.values().flat_map(|inputs| [&inputs.sums, &inputs.counts]) {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+            writer.write(&bytes)?;
+        }
+        writer.finish()?.publish()
     }
 }
 

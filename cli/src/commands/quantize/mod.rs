@@ -46,11 +46,11 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN=TYPE", value_parser = tensor_type)]
     tensor_type: Vec<TensorType>,
     /// The type of the output matrix
-    #[arg(long, value_name = "TYPE", value_parser = weight_type)]
-    output_tensor_type: Option<GgmlType>,
+    #[arg(long, alias = "output-tensor-type", value_name = "TYPE", value_parser = weight_type)]
+    output_type: Option<GgmlType>,
     /// The type of the token embedding
-    #[arg(long, value_name = "TYPE", value_parser = weight_type)]
-    token_embedding_type: Option<GgmlType>,
+    #[arg(long, alias = "token-embedding-type", value_name = "TYPE", value_parser = weight_type)]
+    embedding_type: Option<GgmlType>,
     /// The same type for all tensors that are quantized: no mix
     #[arg(long)]
     pure: bool,

@@ -77,8 +77,8 @@ impl<'a> Plan<'a> {
         let wishes = Wishes {
             pure: args.pure,
             imatrix: imatrix.is_some(),
-            output: args.output_tensor_type,
-            embedding: args.token_embedding_type,
+            output: args.output_type,
+            embedding: args.embedding_type,
             by_name: &by_name,
         };
         let choices = mix::choose(gguf, args.mix, &wishes)?;
