@@ -91,7 +91,8 @@ fn searching_loses_less_than_rounding_and_importance_moves_the_loss() {
     let imatrix = folder.join("imatrix.gguf");
     tandem(&["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(&text), "-o", arg(&imatrix)]).ok();
     let loss = |name: &str, more: &[&str]| {
-        let report = quantize(Path::new(tiny::model()), &folder.join(name), "Q4_0", &[&["--json"], more].concat()).json();
+        let report =
+            quantize(Path::new(tiny::model()), &folder.join(name), "Q4_0", &[&["--json"], more].concat()).json();
         let tensors = report["tensors"].as_array().unwrap().clone();
         let tensor = tensors.into_iter().find(|t| t["name"] == "blk.0.ffn_up.weight").unwrap();
         (tensor["rmse"].as_f64().unwrap(), tensor["importance"].as_bool().unwrap())
