@@ -9,8 +9,8 @@ use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{KvType, LoadOptions, Precision};
 
 use crate::commands::{
-    bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, run, template, tokenize,
-    verify,
+    bench, chat, compare, completions, devices, imatrix, info, logits, perplexity, plan, pull, quantize, run, template,
+    tokenize, verify,
 };
 use crate::fetch;
 use crate::placement::{PlacementArgs, cache_folder};
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Compare(compare::CompareArgs),
     /// Gather from a text how important each column of each matrix is
     Imatrix(imatrix::ImatrixArgs),
+    /// Make a smaller model of a model: quantize its weights
+    Quantize(quantize::QuantizeArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page (roff)

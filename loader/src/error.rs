@@ -66,6 +66,22 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A tensor cannot be encoded as asked.
+    #[error("tensor `{tensor}`: {message}")]
+    Encode {
+        /// The tensor.
+        tensor: String,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// An importance matrix cannot be used.
+    #[error("{path}: {message}", path = path.display())]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A tensor's block format has no decoder here.
     #[error("tensor `{tensor}`: type {ty} cannot be decoded by this version of tandem; supported: {supported}")]
     UnsupportedType {

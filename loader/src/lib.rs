@@ -2,7 +2,9 @@
 //!
 //! * [`Gguf`] opens a file (or all parts of a split one), maps it and gives its metadata and tensors.
 //! * [`Metadata`] is the typed key-value section.
-//! * [`GgmlType`] names every tensor type of the format; [`quant`] decodes the block formats.
+//! * [`GgmlType`] names every tensor type of the format; [`quant`] decodes the block formats, [`quantize`] encodes them.
+//! * [`imatrix`] reads importance matrices, which encoders may weigh by.
+//! * [`Writer`] writes a file that appears under its name only when it is whole.
 //!
 //! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> (versions 2 and 3, little-endian).
 //!
@@ -18,8 +20,10 @@ mod cursor;
 mod error;
 mod ggml_type;
 mod gguf;
+pub mod imatrix;
 mod metadata;
 pub mod quant;
+pub mod quantize;
 mod source;
 mod split;
 mod writer;

@@ -8,6 +8,7 @@ mod arch;
 mod builder;
 mod error;
 mod hparams;
+pub mod mix;
 mod program;
 mod rope;
 pub mod template;

@@ -21,6 +21,7 @@ fn help_of_every_command() {
         "perplexity",
         "compare",
         "imatrix",
+        "quantize",
         "completions",
         "man",
     ] {

@@ -14,6 +14,7 @@ mod inspect;
 mod malformed;
 mod placement;
 mod quality;
+mod quantize;
 mod real_models;
 mod tiny;
 mod usage;

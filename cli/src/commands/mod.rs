@@ -11,6 +11,7 @@ pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod template;
 pub(crate) mod tokenize;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Tokenize(args) => tokenize::run(&args, ui, &interrupt),
         Command::Template(args) => template::run(&args, ui, &interrupt),
         Command::Logits(args) => logits::run(&args, ui, &mut interrupt),
+        Command::Quantize(args) => quantize::run(&args, ui, &mut interrupt),
         Command::Perplexity(args) => perplexity::run(&args, ui, &mut interrupt),
         Command::Imatrix(args) => imatrix::run(&args, ui, &mut interrupt),
         Command::Compare(args) => compare::run(&args, ui, &mut interrupt),

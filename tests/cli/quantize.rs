@@ -1,0 +1,160 @@
+//! `quantize`: what comes out, and what is refused without leaving a file.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::command::{Ran, arg, tandem};
+use crate::tiny;
+
+/// A new folder of this process, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("quantize-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn quantize(input: &Path, output: &Path, ty: &str, more: &[&str]) -> Ran {
+    tandem(&[&["quantize", arg(input), arg(output), ty], more].concat())
+}
+
+fn info(model: &Path) -> Value {
+    tandem(&["info", "-m", arg(model), "--tensors", "--json"]).json()
+}
+
+fn type_of(info: &Value, tensor: &str) -> String {
+    let tensors = info["tensors"].as_array().unwrap();
+    tensors.iter().find(|t| t["name"] == tensor).unwrap()["type"].as_str().unwrap().to_owned()
+}
+
+/// Names of all files in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
+}
+
+#[test]
+fn a_mix_gives_each_tensor_its_type_and_the_model_runs() {
+    let folder = folder("mix");
+    let out = folder.join("out.gguf");
+    let ran = quantize(Path::new(tiny::model()), &out, "q5_k_m", &["--json"]);
+    // Rows of 64 do not divide into blocks of 256.
+    assert!(ran.stderr.contains("in place of Q5_K"), "{}", ran.stderr);
+    let report = ran.json();
+    let read = info(&out);
+    assert_eq!(type_of(&read, "blk.0.attn_q.weight"), "Q5_1");
+    assert_eq!(type_of(&read, "blk.0.attn_norm.weight"), "F32");
+    assert_eq!(read["metadata"]["general.file_type"], 17);
+    for tensor in report["tensors"].as_array().unwrap() {
+        assert_eq!(type_of(&read, tensor["name"].as_str().unwrap()), tensor["type"].as_str().unwrap());
+    }
+    let answer = tandem(&["run", "-m", arg(&out), "--raw", "-n", "4", "--temp", "0", "hello"]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    assert_eq!(names(&folder), ["out.gguf"]);
+}
+
+#[test]
+fn types_can_be_chosen_by_name_and_for_embedding_and_output() {
+    let out = folder("chosen").join("out.gguf");
+    let chosen = ["--tensor-type", "attn_(q|k)=Q8_0", "--tensor-type", "attn=Q5_0", "--embedding-type", "F16"];
+    quantize(Path::new(tiny::model()), &out, "Q4_0", &chosen).ok();
+    let read = info(&out);
+    assert_eq!(type_of(&read, "blk.1.attn_k.weight"), "Q8_0");
+    assert_eq!(type_of(&read, "blk.1.attn_v.weight"), "Q5_0");
+    assert_eq!(type_of(&read, "blk.1.ffn_up.weight"), "Q4_0");
+    assert_eq!(type_of(&read, "token_embd.weight"), "F16");
+    let out = folder("chosen-output").join("out.gguf");
+    // The embedding is the output matrix too.
+    quantize(Path::new(tiny::model()), &out, "Q4_0", &["--output-type", "Q5_1"]).ok();
+    assert_eq!(type_of(&info(&out), "token_embd.weight"), "Q5_1");
+}
+
+#[test]
+fn what_was_decoded_is_encoded_to_the_same_file() {
+    let folder = folder("again");
+    let (once, plain, twice) = (folder.join("once.gguf"), folder.join("f32.gguf"), folder.join("twice.gguf"));
+    for ty in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"] {
+        names(&folder).iter().for_each(|name| std::fs::remove_file(folder.join(name)).unwrap());
+        quantize(Path::new(tiny::model()), &once, ty, &["--pure"]).ok();
+        quantize(&once, &plain, "F32", &[]).ok();
+        quantize(&plain, &twice, ty, &["--pure", "-t", "1"]).ok();
+        assert!(std::fs::read(&once).unwrap() == std::fs::read(&twice).unwrap(), "{ty}");
+    }
+}
+
+#[test]
+fn searching_loses_less_than_rounding_and_importance_moves_the_loss() {
+    let folder = folder("methods");
+    let text = folder.join("text.txt");
+    std::fs::write(&text, "a text that the matrices see\n".repeat(40)).unwrap();
+    let imatrix = folder.join("imatrix.gguf");
+    tandem(&["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(&text), "-o", arg(&imatrix)]).ok();
+    let loss = |name: &str, more: &[&str]| {
+        let report =
+            quantize(Path::new(tiny::model()), &folder.join(name), "Q4_0", &[&["--json"], more].concat()).json();
+        let tensors = report["tensors"].as_array().unwrap().clone();
+        let tensor = tensors.into_iter().find(|t| t["name"] == "blk.0.ffn_up.weight").unwrap();
+        (tensor["rmse"].as_f64().unwrap(), tensor["importance"].as_bool().unwrap())
+    };
+    let (search, absmax) = (loss("search.gguf", &[]), loss("absmax.gguf", &["--method", "absmax"]));
+    let weighted = loss("weighted.gguf", &["--imatrix", arg(&imatrix)]);
+    assert!(search.0 < absmax.0, "{search:?} {absmax:?}");
+    assert!(weighted.0 > search.0 && weighted.1 && !search.1, "{weighted:?} {search:?}");
+    let read = info(&folder.join("weighted.gguf"));
+    assert_eq!(read["metadata"]["quantize.imatrix.dataset"], arg(&text));
+    assert_eq!(read["metadata"]["quantize.imatrix.entries_count"], 14);
+}
+
+#[test]
+fn bad_input_is_refused_and_leaves_nothing() {
+    let folder = folder("bad");
+    let (model, out) = (Path::new(tiny::model()), folder.join("out.gguf"));
+    assert!(quantize(model, &out, "Q9_Z", &[]).fails(2).contains("IQ2_XXS"));
+    assert!(quantize(model, &out, "Q4_0", &["--tensor-type", "attn_v"]).fails(2).contains("PATTERN=TYPE"));
+    let no_matrix = quantize(model, &out, "Q4_0", &["--imatrix", tiny::model()]).fails(3);
+    assert!(no_matrix.contains("no importance matrix"), "{no_matrix}");
+    let nowhere = quantize(model, &folder.join("no/out.gguf"), "Q4_0", &[]).fails(1);
+    assert!(nowhere.contains("cannot write"), "{nowhere}");
+    assert_eq!(names(&folder), [""; 0]);
+    std::fs::write(&out, "mine").unwrap();
+    assert!(quantize(model, &out, "Q4_0", &[]).fails(2).contains("exists already"));
+    assert_eq!(std::fs::read(&out).unwrap(), b"mine");
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let folder = folder("nan");
+    let (plain, out) = (folder.join("f32.gguf"), folder.join("out.gguf"));
+    quantize(Path::new(tiny::model()), &plain, "F32", &[]).ok();
+    let read = info(&plain);
+    let last = read["tensors"].as_array().unwrap().last().unwrap().clone();
+    let n: u64 = last["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();
+    let bytes = std::fs::read(&plain).unwrap();
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        // Data of the last tensor ends the file: its rows are multiples of the alignment.
+        let damaged = [&bytes[..bytes.len() - 4], &value.to_le_bytes()].concat();
+        std::fs::write(&plain, damaged).unwrap();
+        let error = quantize(&plain, &out, "Q8_0", &[]).fails(3);
+        for part in [last["name"].as_str().unwrap(), shown, &format!("weight {}", n - 1)] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_eq!(names(&folder), ["f32.gguf"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_leaves_nothing() {
+    let folder = folder("full");
+    // A limit on the size of files stands for the disk's.
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$@\"";
+    let out = folder.join("out.gguf");
+    let ran = std::process::Command::new("sh")
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_tandem"), "quantize", tiny::model(), arg(&out), "F32"])
+        .output()
+        .unwrap();
+    let error = Ran::new(ran).fails(1);
+    assert!(error.contains("cannot write") && error.contains("out.gguf"), "{error}");
+    assert_eq!(names(&folder), [""; 0]);
+}
