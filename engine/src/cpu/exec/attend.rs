@@ -107,7 +107,7 @@ impl Exec<'_> {
         // Of each head and chunk: weighted values, maximum, sum.
         let share = stride + 2;
         let at = |h: usize, c: usize| (h * chunks.len() + c) * share;
-        m.phase(hp.n_head_kv * chunks.len(), 1, |items| {
+        m.phase_runs(hp.n_head_kv * chunks.len(), |items| {
             for item in items {
                 let (kv_head, c) = (item / chunks.len(), item % chunks.len());
                 for from in (0..group).step_by(MAX_QUERIES) {
