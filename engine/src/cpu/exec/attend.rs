@@ -110,14 +110,14 @@ impl Exec<'_> {
         m.phase_runs(hp.n_head_kv * chunks.len(), |items| {
             for item in items {
                 let (kv_head, c) = (item / chunks.len(), item % chunks.len());
-                for from in (0..group).step_by(MAX_QUERIES) {
-                    let n = MAX_QUERIES.min(group - from);
+                for from in (0..group).step_by(MAX_ROWS) {
+                    let n = MAX_ROWS.min(group - from);
                     let row = |i: usize| {
                         let start = at(kv_head * group + from + i, c);
                         // SAFETY: this member's head and chunk.
                         self.query(kv_head, from + i, window, unsafe { self.partial.get_mut(start..start + stride) })
                     };
-                    let mut rows = [QueryRow::EMPTY; MAX_QUERIES];
+                    let mut rows = [QueryRow::EMPTY; MAX_ROWS];
                     let rows = &mut rows[..n];
                     rows.iter_mut().enumerate().for_each(|(i, slot)| *slot = row(i));
                     self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
