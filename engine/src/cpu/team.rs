@@ -159,6 +159,21 @@ impl Member<'_> {
         self.phase(n_items, n_items.div_ceil(self.n * 8), body);
     }
 
+    /// A phase over items that lie one after the other in memory: claimed in long runs first, in ever shorter ones towards
+    /// the end, so that members read on where they are and still end together.
+    pub(crate) fn phase_runs(&self, n_items: usize, mut body: impl FnMut(Range<usize>)) {
+        let run = |start: usize| (n_items.saturating_sub(start) / (2 * self.n)).max(1);
+        let claim = || self.sync.cursor.0.update(Ordering::Relaxed, Ordering::Relaxed, |start| start + run(start));
+        loop {
+            let start = claim();
+            if start >= n_items {
+                break;
+            }
+            body(start..start + run(start));
+        }
+        self.barrier();
+    }
+
     fn barrier(&self) {
         let generation = self.sync.generation.0.load(Ordering::Acquire);
         let own = &self.sync.members[self.index].0;

@@ -94,6 +94,11 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     }
 
     #[inline(always)]
+    unsafe fn exp(x: S::F) -> S::F {
+        unsafe { S::bf_exp(x) }
+    }
+
+    #[inline(always)]
     unsafe fn scores<const R: usize, const T: usize>(
         _: &HeadCache,
         _: &[QueryRow],

@@ -16,6 +16,11 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
     unsafe fn prepare(_: &HeadCache, _: &[QueryRow], _: Range<usize>, _: &mut AttentionWork) {}
 
     #[inline(always)]
+    unsafe fn exp(x: S::F) -> S::F {
+        unsafe { S::f_exp(x) }
+    }
+
+    #[inline(always)]
     unsafe fn scores<const R: usize, const T: usize>(
         cache: &HeadCache,
         rows: &[QueryRow],

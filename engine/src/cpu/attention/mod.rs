@@ -25,7 +25,7 @@ pub(crate) const CHUNK: usize = 256;
 /// Queries that share one pass over keys and values in registers.
 pub(crate) const MAX_ROWS: usize = 8;
 /// Most queries given to [`chunk`] together, which share what the scheme prepares of a chunk.
-pub(crate) const MAX_QUERIES: usize = 64;
+pub(crate) const MAX_QUERIES: usize = 128;
 
 /// How the products are computed. `R` queries go through together, with `T` tiles of 16 keys, or `W` times 32 elements of
 /// the values: enough independent sums to hide the latency of the additions. None of it changes their order.
@@ -44,6 +44,8 @@ pub(crate) trait Scheme<S: Isa, K: KvFormat> {
     );
     /// Sums values weighted by `work.scores` into `work.partial`, `[R][value_stride]`.
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork);
+    /// `e^x` of numbers up to 0, as exact as the weights have to be.
+    unsafe fn exp(x: S::F) -> S::F;
 }
 
 /// Where one KV head of one layer lies in the cache.
@@ -222,7 +224,7 @@ unsafe fn rows_of<S: Isa, K: KvFormat, A: Scheme<S, K>, const R: usize, const T:
             let inside = |p: usize| p.saturating_sub(span.start).min(span.len());
             let sees = rows[first + r].sees;
             let scores = &mut work.scores[r * CHUNK..][..span.len()];
-            share[r] = soften::<S>(scores, (inside(sees.0), inside(sees.1)));
+            share[r] = soften::<S, K, A>(scores, (inside(sees.0), inside(sees.1)));
         }
         A::weigh::<R, W>(cache, span, work);
         for r in 0..R {
@@ -237,7 +239,7 @@ unsafe fn rows_of<S: Isa, K: KvFormat, A: Scheme<S, K>, const R: usize, const T:
 
 /// Replaces scores by `exp(score - max)` inside `sees` and 0 outside; returns maximum and sum.
 #[inline(always)]
-unsafe fn soften<S: Isa>(scores: &mut [f32], sees: (usize, usize)) -> (f32, f32) {
+unsafe fn soften<S: Isa, K: KvFormat, A: Scheme<S, K>>(scores: &mut [f32], sees: (usize, usize)) -> (f32, f32) {
     // SAFETY: whole vectors inside `scores`, whose length is a multiple of 16.
     unsafe {
         scores[..sees.0].fill(f32::NEG_INFINITY);
@@ -255,7 +257,7 @@ unsafe fn soften<S: Isa>(scores: &mut [f32], sees: (usize, usize)) -> (f32, f32)
         let minus_max = S::f_splat(-max);
         let mut sum = S::f_splat(0.0);
         for i in (0..scores.len()).step_by(LANES) {
-            let e = S::f_exp(S::f_add(S::f_load(p.add(i)), minus_max));
+            let e = A::exp(S::f_add(S::f_load(p.add(i)), minus_max));
             S::f_store(p.add(i), e);
             sum = S::f_add(sum, e);
         }

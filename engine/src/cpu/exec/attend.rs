@@ -107,17 +107,17 @@ impl Exec<'_> {
         // Of each head and chunk: weighted values, maximum, sum.
         let share = stride + 2;
         let at = |h: usize, c: usize| (h * chunks.len() + c) * share;
-        m.phase(hp.n_head_kv * chunks.len(), 1, |items| {
+        m.phase_runs(hp.n_head_kv * chunks.len(), |items| {
             for item in items {
                 let (kv_head, c) = (item / chunks.len(), item % chunks.len());
-                for from in (0..group).step_by(MAX_QUERIES) {
-                    let n = MAX_QUERIES.min(group - from);
+                for from in (0..group).step_by(MAX_ROWS) {
+                    let n = MAX_ROWS.min(group - from);
                     let row = |i: usize| {
                         let start = at(kv_head * group + from + i, c);
                         // SAFETY: this member's head and chunk.
                         self.query(kv_head, from + i, window, unsafe { self.partial.get_mut(start..start + stride) })
                     };
-                    let mut rows = [QueryRow::EMPTY; MAX_QUERIES];
+                    let mut rows = [QueryRow::EMPTY; MAX_ROWS];
                     let rows = &mut rows[..n];
                     rows.iter_mut().enumerate().for_each(|(i, slot)| *slot = row(i));
                     self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);

@@ -146,6 +146,8 @@ pub(crate) trait Bf16: Isa {
     unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B;
     /// Stores 16 rounded numbers.
     unsafe fn bf_store(p: *mut u16, v: Self::F);
+    /// `e^x` for x up to 0, relative error below 2e-4: a twentieth of what rounding to bf16 does.
+    unsafe fn bf_exp(x: Self::F) -> Self::F;
     /// Adds to each lane the products of its two numbers with the two at `pair`.
     unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F;
 }

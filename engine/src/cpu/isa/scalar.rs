@@ -243,6 +243,9 @@ impl super::Bf16 for Scalar {
     unsafe fn bf_store(p: *mut u16, v: Self::F) {
         unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
     }
+    unsafe fn bf_exp(x: Self::F) -> Self::F {
+        x.map(f32::exp)
+    }
     unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F {
         let number = |at: usize| half::bf16::from_le_bytes([v[at], v[at + 1]]).to_f32();
         let [a, b] = unsafe { pair.cast::<[u16; 2]>().read_unaligned() }.map(|x| half::bf16::from_bits(x).to_f32());
