@@ -203,7 +203,8 @@ fn ranges(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
     out
 }
 
-#[cfg(all(test, feature = "gpu"))]
+#[cfg(test)]
+#[cfg(feature = "gpu")]
 mod plan_tests;
 #[cfg(test)]
 mod tests;
