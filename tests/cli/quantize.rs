@@ -71,15 +71,22 @@ fn types_can_be_chosen_by_name_and_for_embedding_and_output() {
 }
 
 #[test]
-fn what_was_decoded_is_encoded_to_the_same_file() {
+fn what_was_decoded_is_encoded_to_the_same_weights() {
     let folder = folder("again");
-    let (once, plain, twice) = (folder.join("once.gguf"), folder.join("f32.gguf"), folder.join("twice.gguf"));
+    let [once, plain, twice, again] = ["once", "f32", "twice", "again"].map(|name| folder.join(format!("{name}.gguf")));
     for ty in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"] {
         names(&folder).iter().for_each(|name| std::fs::remove_file(folder.join(name)).unwrap());
         quantize(Path::new(tiny::model()), &once, ty, &["--pure"]).ok();
         quantize(&once, &plain, "F32", &[]).ok();
         quantize(&plain, &twice, ty, &["--pure", "-t", "1"]).ok();
-        assert!(std::fs::read(&once).unwrap() == std::fs::read(&twice).unwrap(), "{ty}");
+        let same = std::fs::read(&once).unwrap() == std::fs::read(&twice).unwrap();
+        // With a minimum of their own, blocks that use only a part of their steps can say the same weights in another way.
+        if ["Q4_1", "Q5_1"].contains(&ty) {
+            quantize(&twice, &again, "F32", &[]).ok();
+            assert!(std::fs::read(&plain).unwrap() == std::fs::read(&again).unwrap(), "{ty}");
+        } else {
+            assert!(same, "{ty}");
+        }
     }
 }
 

@@ -146,9 +146,10 @@ fn best(logits: &[f32]) -> (u32, f32) {
     (order[0] as u32, logits[order[0]] - logits[order[1]])
 }
 
-/// Both backends round activations to int8 by the same rule, the head's twice, but add in another order: where a value
-/// falls on the other side of a tie, a quant is off by one. Their logits differ in the third digit at most.
-const NEAR_TIE: f32 = 0.05;
+/// Both backends round activations to int8 by the same rule, but add in another order: where a value falls on the other side
+/// of a tie, a quant is off by one, and every such quant moves all that follows. Texts have parted at a gap of 0.52
+/// (Gemma 3, whose logits reach 30); the fixtures call gaps below 1 near ties for runs with 8-bit activations.
+const NEAR_TIE: f32 = 1.0;
 
 /// The CPU's greedy text is the GPU's, as far as no step is so close that rounding decides it.
 fn check_greedy(case: &Case) {

@@ -57,11 +57,7 @@ pub(super) struct Pipelines<'a> {
 
 impl<'a> Pipelines<'a> {
     /// None yet; `disk` is the file that they are kept in between loads. `edit` may change a kernel's source, for tests.
-    pub(super) fn new(
-        gpu: &'a Gpu,
-        disk: Option<&Path>,
-        edit: Option<fn(&str, String) -> String>,
-    ) -> Pipelines<'a> {
+    pub(super) fn new(gpu: &'a Gpu, disk: Option<&Path>, edit: Option<fn(&str, String) -> String>) -> Pipelines<'a> {
         let disk = disk.and_then(|path| DiskCache::open(gpu, path));
         Pipelines { gpu, edit, compiled: HashMap::new(), layouts: HashMap::new(), disk }
     }

@@ -119,7 +119,10 @@ fn names_of_adapters() {
     assert_eq!(select(Some("t 4")).unwrap(), Some(1));
     assert!(select(Some("fast")).unwrap_err().to_string().contains("several"));
     assert!(adapter::select(&[], Some("fast")).unwrap_err().to_string().contains("there is none"));
-    let broken = vec![Adapter { unusable: Some("too old".to_owned()), ..adapter(false) }, adapter(false)];
+    let broken = vec![
+        Adapter { unusable: Some("too old".to_owned()), ..adapter(false) },
+        Adapter { index: 1, ..adapter(false) },
+    ];
     assert_eq!(adapter::select(&broken, None).unwrap().unwrap().unusable, None);
     assert!(adapter::select(&broken, Some("0")).unwrap_err().to_string().contains("too old"));
 }
