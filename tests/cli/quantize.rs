@@ -79,14 +79,9 @@ fn what_was_decoded_is_encoded_to_the_same_weights() {
         quantize(Path::new(tiny::model()), &once, ty, &["--pure"]).ok();
         quantize(&once, &plain, "F32", &[]).ok();
         quantize(&plain, &twice, ty, &["--pure", "-t", "1"]).ok();
-        let same = std::fs::read(&once).unwrap() == std::fs::read(&twice).unwrap();
-        // With a minimum of their own, blocks that use only a part of their steps can say the same weights in another way.
-        if ["Q4_1", "Q5_1"].contains(&ty) {
-            quantize(&twice, &again, "F32", &[]).ok();
-            assert!(std::fs::read(&plain).unwrap() == std::fs::read(&again).unwrap(), "{ty}");
-        } else {
-            assert!(same, "{ty}");
-        }
+        // A block that does not use all of its steps can say the same weights in several ways: weights are compared.
+        quantize(&twice, &again, "F32", &[]).ok();
+        assert!(std::fs::read(&plain).unwrap() == std::fs::read(&again).unwrap(), "{ty}");
     }
 }
 

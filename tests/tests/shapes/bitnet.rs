@@ -105,7 +105,7 @@ fn activations_have_one_scale_per_token() {
     for isa in IsaLevel::ALL.into_iter().filter(|isa| isa.is_available()) {
         let Way { precision, kv_type, threads, .. } = ways(KvType::F16)[1];
         let options = CpuOptions { threads, precision, kv_type, n_ctx: 64, isa: Some(isa), inputs: None };
-        let mut cpu = CpuBackend::load(&gguf, &program, &[0..2], options, &mut |_| ()).unwrap();
+        let mut cpu = CpuBackend::load(&gguf, &program, std::slice::from_ref(&(0..2)), options, &mut |_| ()).unwrap();
         let mut hidden = Hidden::default();
         cpu.run(0..1, &batch, &mut hidden).unwrap();
         let x = hidden.x.clone();
