@@ -4,7 +4,7 @@
 //! explains each one with its formula and source. The default, [`Method::Search`], minimizes
 //!
 //! ```text
-//! sum over a block of  w (x - y)^2      x: weight   y: what it decodes to   w: its importance, 1 without a matrix
+//! sum over a block of  w (x - y)^2      x: weight   y: what it decodes to   w: how much it counts
 //! ```
 //!
 //! Encoding is deterministic: each block depends on its own weights only, so neither threads nor chunks change it.
