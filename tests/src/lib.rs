@@ -1,5 +1,7 @@
 //! End-to-end and parity tests of the whole workspace, and the helpers they share.
 
+pub mod real;
+
 use std::path::PathBuf;
 
 /// The reference data beside the project, or `None` (with a printed notice) where it is absent.

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use tandem_engine::backend::Hidden;
 use tandem_engine::gpu::{GpuBackend, GpuOptions, adapters, required_bytes};
 use tandem_engine::reference::Reference;
 use tandem_engine::{Backend, Batch, KvType, LoadOptions, Model, Outputs, Precision, Session};
 use tandem_loader::Gguf;
 use tandem_models::{BlockKind, Program};
+use tandem_tests::real::{Case, gemma3, ids, kl, smollm2};
 
 fn has_device() -> bool {
     let found = adapters().iter().any(|a| a.unusable.is_none());
@@ -109,34 +109,9 @@ fn every_block_equals_the_reference() {
     }
 }
 
-struct Case {
-    gguf: Arc<Gguf>,
-    greedy: Value,
-    passage: Value,
-}
-
-fn case(file: &str, name: &str) -> Option<Case> {
-    let path = tandem_tests::model(file)?;
-    let dir = tandem_tests::fixtures("models")?;
-    let json =
-        |kind: &str| serde_json::from_slice(&std::fs::read(dir.join(format!("{name}.{kind}.json"))).unwrap()).unwrap();
-    has_device().then(|| Case {
-        gguf: Arc::new(Gguf::open(&path).unwrap()),
-        greedy: json("greedy"),
-        passage: json("passage"),
-    })
-}
-
-fn smollm2() -> Option<Case> {
-    case("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m")
-}
-
-fn gemma3() -> Option<Case> {
-    case("gemma-3-270m-q4_k_m.gguf", "gemma3-270m")
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+/// A case, where there is a device.
+fn on_device(case: Option<Case>) -> Option<Case> {
+    case.filter(|_| has_device())
 }
 
 /// The best token, and how far it is ahead of the second.
@@ -147,8 +122,8 @@ fn best(logits: &[f32]) -> (u32, f32) {
 }
 
 /// Both backends round activations to int8 by the same rule, but add in another order: where a value falls on the other side
-/// of a tie, a quant is off by one, and every such quant moves all that follows. Texts have parted at a gap of 0.52
-/// (Gemma 3, whose logits reach 30); the fixtures call gaps below 1 near ties for runs with 8-bit activations.
+/// of a tie, a quant is off by one, and every such quant moves all that follows. Gemma 3's
+/// texts have parted at a gap of 0.52; the fixtures call gaps below 1 near ties for runs with 8-bit activations.
 const NEAR_TIE: f32 = 1.0;
 
 /// The CPU's greedy text is the GPU's, as far as no step is so close that rounding decides it.
@@ -177,51 +152,28 @@ fn check_greedy(case: &Case) {
 
 #[test]
 fn greedy_text_of_smollm2_is_the_cpus() {
-    if let Some(case) = smollm2() {
+    if let Some(case) = on_device(smollm2()) {
         check_greedy(&case);
     }
 }
 
 #[test]
 fn greedy_text_of_gemma3_is_the_cpus() {
-    if let Some(case) = gemma3() {
+    if let Some(case) = on_device(gemma3()) {
         check_greedy(&case);
     }
-}
-
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
-}
-
-/// KL(p || q) of two rows of logits, exact softmax in f64.
-fn kl(p: &[f32], q: &[f32]) -> f64 {
-    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
-    p.iter().zip(q).map(|(p, q)| (f64::from(*p) - lp).exp() * ((f64::from(*p) - lp) - (f64::from(*q) - lq))).sum()
 }
 
 /// The bounds are those of the CPU backend in `models.rs`.
 fn check_passage(case: &Case) {
     let tokens = ids(&case.passage["tokens"]);
-    let reference = &case.passage["f32_reference"];
     let options = GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 512, ..GpuOptions::default() };
     let exact = Runner::new(&case.gguf, &options).eval(&tokens, 0);
     let n_vocab = exact.len() / tokens.len();
-    let (mut worst, mut error, mut power) = (0.0f64, 0.0, 0.0);
-    for (i, row) in exact.chunks_exact(n_vocab).enumerate() {
-        for (id, want) in ids(&reference["top_ids"][i]).into_iter().zip(reference["top_logits"][i].as_array().unwrap())
-        {
-            let (got, want) = (f64::from(row[id as usize]), want.as_f64().unwrap());
-            worst = worst.max((got - want).abs());
-            error += (got - want).powi(2);
-            power += want.powi(2);
-        }
-    }
-    println!("exact path: largest difference {worst:.5}, NMSE {:.1e}", error / power);
-    assert!(worst <= 0.02 && error / power <= 1e-6);
+    case.check_exact(exact.chunks_exact(n_vocab));
 
-    let theirs = case.passage["quantized_vs_f32"]["kld_mean"].as_f64().unwrap();
-    for (kv_type, limit) in [(KvType::F16, 1.1 * theirs), (KvType::Q8_0, 2.0 * theirs)] {
+    let theirs = case.kl_of_llama_cpp();
+    for (kv_type, limit) in [(KvType::F16, theirs), (KvType::Q8_0, 2.0 * theirs)] {
         let options = GpuOptions { precision: Precision::Fast, kv_type, ..options.clone() };
         let fast = Runner::new(&case.gguf, &options).eval(&tokens, 0);
         let rows = exact.chunks_exact(n_vocab).zip(fast.chunks_exact(n_vocab));
@@ -233,14 +185,14 @@ fn check_passage(case: &Case) {
 
 #[test]
 fn passage_logits_of_smollm2() {
-    if let Some(case) = smollm2() {
+    if let Some(case) = on_device(smollm2()) {
         check_passage(&case);
     }
 }
 
 #[test]
 fn passage_logits_of_gemma3() {
-    if let Some(case) = gemma3() {
+    if let Some(case) = on_device(gemma3()) {
         check_passage(&case);
     }
 }

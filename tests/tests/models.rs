@@ -4,38 +4,13 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests fail by unwrap, as tests do
 
-use std::sync::Arc;
-
-use serde_json::Value;
 use tandem_engine::{KvType, LoadOptions, Model, Outputs, Precision, Session};
-use tandem_loader::Gguf;
+use tandem_tests::real::{Case, gemma3, ids, kl, smollm2};
 
 /// A gap between the two best logits below this may fall either way in f32.
 const NEAR_TIE: f64 = 0.05;
 /// Agreement of int8 activations is expected while gaps stay above this.
 const CLEAR_GAP: f64 = 1.0;
-
-struct Case {
-    gguf: Arc<Gguf>,
-    greedy: Value,
-    passage: Value,
-}
-
-fn case(file: &str, name: &str) -> Option<Case> {
-    let path = tandem_tests::model(file)?;
-    let dir = tandem_tests::fixtures("models")?;
-    let json =
-        |kind: &str| serde_json::from_slice(&std::fs::read(dir.join(format!("{name}.{kind}.json"))).unwrap()).unwrap();
-    Some(Case { gguf: Arc::new(Gguf::open(&path).unwrap()), greedy: json("greedy"), passage: json("passage") })
-}
-
-fn smollm2() -> Option<Case> {
-    case("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m")
-}
-
-fn gemma3() -> Option<Case> {
-    case("gemma-3-270m-q4_k_m.gguf", "gemma3-270m")
-}
 
 fn session(case: &Case, precision: Precision) -> Session {
     session_with(case, LoadOptions { precision, ..LoadOptions::default() })
@@ -44,10 +19,6 @@ fn session(case: &Case, precision: Precision) -> Session {
 fn session_with(case: &Case, options: LoadOptions) -> Session {
     let options = LoadOptions { n_ctx: Some(512), ..options };
     Session::new(Model::load(case.gguf.clone(), &options, &mut |_, _| ()).unwrap())
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
 }
 
 fn argmax(logits: &[f32]) -> u32 {
@@ -108,39 +79,13 @@ fn greedy_text_of_gemma3() {
     }
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln()
-}
-
-/// KL(p || q) of two rows of logits, exact softmax in f64.
-fn kl(p: &[f32], q: &[f32]) -> f64 {
-    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
-    p.iter().zip(q).map(|(p, q)| (f64::from(*p) - lp).exp() * ((f64::from(*p) - lp) - (f64::from(*q) - lq))).sum()
-}
-
 fn check_passage(case: &Case) {
     let tokens = ids(&case.passage["tokens"]);
-    let reference = &case.passage["f32_reference"];
     let mut exact_rows: Vec<Vec<f32>> = Vec::new();
     session(case, Precision::Exact).eval_all(&tokens, |row| exact_rows.push(row.to_vec())).unwrap();
-    let (mut worst, mut error, mut power) = (0.0f64, 0.0, 0.0);
-    for (i, row) in exact_rows.iter().enumerate() {
-        for (id, want) in ids(&reference["top_ids"][i]).into_iter().zip(reference["top_logits"][i].as_array().unwrap())
-        {
-            let (got, want) = (f64::from(row[id as usize]), want.as_f64().unwrap());
-            worst = worst.max((got - want).abs());
-            error += (got - want).powi(2);
-            power += want.powi(2);
-        }
-        let sum = reference["logsumexp"][i].as_f64().unwrap();
-        assert!((log_sum_exp(row) - sum).abs() < 0.02, "row {i}: logsumexp {} against {sum}", log_sum_exp(row));
-    }
-    println!("exact path: largest difference {worst:.5}, NMSE {:.1e}", error / power);
-    // The fixtures' own limits for f32 compute on dequantized weights.
-    assert!(worst <= 0.02 && error / power <= 1e-6);
+    case.check_exact(exact_rows.iter().map(Vec::as_slice));
 
-    let theirs = case.passage["quantized_vs_f32"]["kld_mean"].as_f64().unwrap();
+    let theirs = case.kl_of_llama_cpp();
     // With the default cache at most llama.cpp's own figure (it used an f16 cache too); with an 8-bit one the
     // fixtures' wider aim of twice that.
     for (kv_type, limit) in [(KvType::F16, theirs), (KvType::Q8_0, 2.0 * theirs)] {
