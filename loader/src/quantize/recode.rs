@@ -174,7 +174,11 @@ impl<'a> Recode<'a> {
         }
         match self.encode {
             Some((encode, decode_back)) => {
-                weigh(x, importance, w);
+                match self.ty {
+                    // One bit leaves only the scale to choose: a mean of magnitudes, which this would make too large.
+                    GgmlType::Q1_0 => w.copy_from_slice(importance),
+                    _ => weigh(x, importance, w),
+                }
                 encode(x, w, self.method, out);
                 decode_back(out, y);
                 Ok(measure(x, y, importance))
