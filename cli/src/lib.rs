@@ -9,6 +9,7 @@ mod exit;
 pub mod fetch;
 mod ids;
 mod interrupt;
+mod known;
 mod open;
 mod output;
 mod placement;

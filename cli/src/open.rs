@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tandem_engine::placement::Measure;
+use tandem_engine::placement::{GpuLayers, Measure};
 use tandem_engine::{LoadOptions, Model, Session};
 use tandem_loader::Gguf;
 use tandem_models::template::ChatTemplate;
@@ -13,6 +13,7 @@ use tandem_models::tokenizer::Tokenizer;
 use crate::args::ModelArgs;
 use crate::fetch::{self, FetchOptions};
 use crate::interrupt::Interrupt;
+use crate::known;
 use crate::placement;
 use crate::ui::{FetchProgress, Ui};
 
@@ -97,8 +98,13 @@ pub(crate) fn load_model(
             bar.set_position(done);
         }
     };
+    let mut options = options.clone();
+    // Planning asks the drivers, which may take longer than to load a small model.
+    if options.wanted.is_auto() && known::only_software(options.cache_folder.as_deref()) {
+        options.wanted.layers = GpuLayers::Count(0);
+    }
     let model =
-        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, options, speeds, &mut progress));
+        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, &options, speeds, &mut progress));
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

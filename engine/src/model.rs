@@ -11,7 +11,7 @@ use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::cpu::{CpuBackend, IsaLevel};
 use crate::error::Result;
 use crate::inputs::InputSquares;
-use crate::placement::{Device, GpuLayers, Placement, Plan, Speeds, Wanted, adapter};
+use crate::placement::{Device, Placement, Plan, Speeds, Wanted, adapter};
 
 /// Context length used when neither the user nor the model asks for less.
 pub const DEFAULT_CTX: usize = 8192;
@@ -86,11 +86,6 @@ pub struct LoadOptions {
     pub cache_folder: Option<PathBuf>,
 }
 
-/// Whether nothing but `auto` asks for a GPU: then a software one is as good as none.
-fn only_auto(wanted: &Wanted) -> bool {
-    wanted.layers == GpuLayers::Auto && !wanted.rules.ask_for(Device::Gpu) && wanted.device.is_none()
-}
-
 /// A loaded model, ready to evaluate one sequence.
 pub struct Model {
     gguf: Arc<Gguf>,
@@ -118,15 +113,10 @@ impl Model {
         speeds: &mut Speeds<'_>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Model> {
-        let mut options = options.clone();
-        // Planning asks the drivers, which may take longer than to load a small model.
-        if only_auto(&options.wanted) && adapter::only_software(options.cache_folder.as_deref()) {
-            options.wanted.layers = GpuLayers::Count(0);
-        }
-        let mut plan = Plan::new(&gguf, &options, speeds)?;
+        let mut plan = Plan::new(&gguf, options, speeds)?;
         loop {
             match Model::from_plan(gguf.clone(), plan.clone(), progress) {
-                Err(error) => plan = plan.retreat(&gguf, &options, speeds, error)?,
+                Err(error) => plan = plan.retreat(&gguf, options, speeds, error)?,
                 model => return model,
             }
         }

@@ -4,6 +4,21 @@ pub mod real;
 
 use std::path::PathBuf;
 
+/// Models of the reference data (in `archs`) whose blocks each backend runs one by one beside the reference executor.
+pub const BLOCK_MODELS: [&str; 11] = [
+    "llama",
+    "llama-bias",
+    "llama-mqa",
+    "llama-yarn",
+    "llama-moe",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "gemma3",
+    "bitnet",
+];
+
 /// The reference data beside the project, or `None` (with a printed notice) where it is absent.
 ///
 /// A fresh clone does not have it; tests that use it return early and say so.

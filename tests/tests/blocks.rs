@@ -51,18 +51,7 @@ fn check(name: &str, gguf: &Arc<Gguf>, options: CpuOptions, limit: f64) {
 #[test]
 fn every_block_equals_the_reference() {
     let Some(dir) = tandem_tests::fixtures("archs") else { return };
-    for name in [
-        "llama",
-        "llama-bias",
-        "llama-mqa",
-        "llama-yarn",
-        "llama-moe",
-        "qwen2",
-        "qwen2moe",
-        "qwen3",
-        "qwen3moe",
-        "gemma3",
-    ] {
+    for name in tandem_tests::BLOCK_MODELS {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         for isa in IsaLevel::ALL.into_iter().filter(|isa| isa.is_available()) {
             // f32 sums of a few hundred terms: 1e-12 is their rounding.

@@ -85,19 +85,7 @@ fn every_block_equals_the_reference() {
     if !has_device() {
         return;
     }
-    for name in [
-        "llama",
-        "llama-bias",
-        "llama-mqa",
-        "llama-yarn",
-        "llama-moe",
-        "qwen2",
-        "qwen2moe",
-        "qwen3",
-        "qwen3moe",
-        "gemma3",
-        "bitnet",
-    ] {
+    for name in tandem_tests::BLOCK_MODELS {
         let gguf = Arc::new(Gguf::open(&dir.join(format!("{name}.gguf"))).unwrap());
         // f32 sums of a few hundred terms: 1e-12 is their rounding. The weights of these models are plain numbers, so
         // that the fast path only rounds the cache: 2^-11 relative, squared, of the attention's share of X.

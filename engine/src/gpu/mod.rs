@@ -7,7 +7,6 @@ mod disk_cache;
 mod error;
 mod exec;
 mod kernels;
-mod known;
 mod layout;
 mod op;
 mod pack;
@@ -36,7 +35,6 @@ use op::{Best, Op};
 
 pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters};
 pub use error::GpuError;
-pub(crate) use known::only_software;
 
 /// Most tokens evaluated together on the GPU, unless the options say otherwise. Larger batches are cut up.
 pub const DEFAULT_MAX_BATCH: usize = 512;

@@ -1,7 +1,6 @@
 //! The GPU backend as the planner sees it. Without the feature `gpu` there are no adapters, and nothing else changes.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use tandem_loader::Gguf;
@@ -84,18 +83,6 @@ pub fn adapters() -> Vec<Adapter> {
 #[cfg(not(feature = "gpu"))]
 pub fn adapters() -> Vec<Adapter> {
     Vec::new()
-}
-
-/// Whether there is no GPU, or only a software one; `folder` is where the answer is kept from one start to the next.
-#[cfg(feature = "gpu")]
-pub(crate) fn only_software(folder: Option<&Path>) -> bool {
-    gpu::only_software(folder)
-}
-
-/// This build has no GPU backend.
-#[cfg(not(feature = "gpu"))]
-pub(crate) fn only_software(_: Option<&Path>) -> bool {
-    true
 }
 
 /// Why [`adapters`] may be empty.

@@ -39,6 +39,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Whether nothing but `auto` asks for a GPU: then a software one is as good as none.
+    pub fn is_auto(&self) -> bool {
+        self.layers == GpuLayers::Auto && !self.rules.ask_for(Device::Gpu) && self.device.is_none()
+    }
+
     fn rules(&self) -> Rules {
         let cpu_moe = self.cpu_moe.then(Rule::cpu_moe);
         Rules(cpu_moe.into_iter().chain(self.rules.0.iter().cloned()).collect())

@@ -9,6 +9,8 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use tandem_engine::placement::adapter;
+
 /// The file's name in the folder of what can be made again.
 const FILE: &str = "adapters.txt";
 /// What it begins with, with and without a GPU; a new layout gets new words.
@@ -22,7 +24,7 @@ const DEVICES: [&str; 10] = ["nvidia", "nvhost", "nvmap", "nvgpu", "kfd", "dxg",
 /// not there yet, the drivers are asked. Without a folder nothing is certain.
 pub(crate) fn only_software(folder: Option<&Path>) -> bool {
     let Some((folder, system)) = folder.zip(System::here()) else { return false };
-    let ask = || super::adapters().iter().all(super::AdapterInfo::is_software);
+    let ask = || adapter::adapters().iter().all(|adapter| adapter.software);
     recall(&folder.join(FILE), &system.fingerprint(), ask)
 }
 
@@ -43,9 +45,9 @@ fn recall(file: &Path, fingerprint: &str, ask: impl FnOnce() -> bool) -> bool {
     }
 }
 
-/// What the answer depends on.
+/// What the answer depends on. The variables are those that the Vulkan loader reads.
 struct System {
-    /// Variables of the Vulkan loader and of where it looks.
+    /// Its own, and those of where it looks.
     variables: Vec<(OsString, OsString)>,
     /// Folders with a manifest for each driver.
     folders: Vec<PathBuf>,
