@@ -161,7 +161,7 @@ impl<'a> Plan<'a> {
         let again: Vec<&str> = self.jobs.iter().filter(again).map(|job| job.tensor.name.as_str()).collect();
         if !again.is_empty() {
             ui.warn(format_args!(
-                "{} of the file is quantized already, and loses again; start from F32, F16 or BF16 where there is one",
+                "{}: quantized already in this file, and losing again; start from F32, F16 or BF16 where there is one",
                 list(&again)
             ));
         }
