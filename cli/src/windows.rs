@@ -7,7 +7,7 @@ use clap::Args;
 use tandem_engine::score::{MIN_WINDOW, Windows};
 use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
 
-use crate::args::{ContextArgs, positive};
+use crate::args::positive;
 use crate::commands::run::read_input;
 use crate::exit::Failure;
 
@@ -29,8 +29,8 @@ pub(crate) struct TextArgs {
 ///
 /// # Errors
 /// Too few to score any.
-pub(crate) fn n_ctx(context: &ContextArgs) -> anyhow::Result<usize> {
-    let n_ctx = context.ctx.unwrap_or(DEFAULT_WINDOW);
+pub(crate) fn n_ctx(ctx: Option<usize>) -> anyhow::Result<usize> {
+    let n_ctx = ctx.unwrap_or(DEFAULT_WINDOW);
     if n_ctx < MIN_WINDOW {
         return Err(Failure::usage(format!("-c {n_ctx}: a window needs at least {MIN_WINDOW} tokens")));
     }

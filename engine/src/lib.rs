@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cpu;
 mod error;
 pub mod generate;
+pub mod gptq;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod inputs;

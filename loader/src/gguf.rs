@@ -69,8 +69,8 @@ impl TensorInfo {
 /// An open model file, or all parts of a split one.
 ///
 /// Opening reads the header only. Tensor data is mapped and read when it is used; if another program truncates the file
-/// meanwhile, the operating system ends the process (as for every memory-mapped file).
-#[derive(Debug)]
+/// meanwhile, the operating system ends the process (as for every memory-mapped file). A clone shares the bytes.
+#[derive(Debug, Clone)]
 pub struct Gguf {
     parts: Vec<Part>,
     metadata: Metadata,
@@ -78,7 +78,7 @@ pub struct Gguf {
     index: HashMap<String, usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Part {
     path: PathBuf,
     source: Source,
@@ -195,6 +195,24 @@ impl Gguf {
     /// Asks the operating system to start reading a tensor's pages.
     pub fn prefetch(&self, tensor: &TensorInfo) {
         self.parts[tensor.part].source.prefetch(tensor.bytes.clone());
+    }
+
+    /// Puts other data, of another type, in the place of a tensor's: the file on the disk stays as it is.
+    ///
+    /// # Errors
+    /// No tensor has the name, or the data has not the size that its shape and this type ask for.
+    pub fn replace(&mut self, name: &str, ty: GgmlType, data: Vec<u8>) -> Result<()> {
+        let wrong = |message: String| Error::Encode { tensor: name.to_owned(), message };
+        let i = *self.index.get(name).ok_or_else(|| wrong("is not in the file".to_owned()))?;
+        let tensor = &mut self.tensors[i];
+        let wanted = ty.row_bytes(tensor.row_len()).and_then(|row| row.checked_mul(tensor.n_rows()));
+        if wanted != Some(data.len()) {
+            return Err(wrong(format!("{} bytes are not what its shape needs in {ty}", data.len())));
+        }
+        (tensor.ty, tensor.part, tensor.bytes) = (ty, self.parts.len(), 0..data.len());
+        let (path, version) = (self.path().to_owned(), self.version());
+        self.parts.push(Part { path, source: Source::owned(data), version });
+        Ok(())
     }
 
     /// A whole tensor as f32, row-major. Fails for types without a decoder.

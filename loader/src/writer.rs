@@ -1,10 +1,11 @@
-//! Writing a GGUF file (version 3): header and tensor directory first, then tensor data as it comes.
+//! Writing a GGUF file (version 3): header and tensor directory first, then tensor data as it comes, tensor after tensor or
+//! in any order.
 //!
 //! The bytes go to a temporary file beside the final one, which gets its name when all of them are on the disk. A run
 //! that fails or is interrupted leaves nothing under the final name.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -47,11 +48,16 @@ impl TensorSpec {
 pub struct Writer {
     path: PathBuf,
     out: BufWriter<NamedTempFile>,
-    alignment: u64,
-    /// Bytes of each tensor's data, in order.
-    sizes: Vec<u64>,
-    /// Which tensor the next byte belongs to, and how many of its bytes are written.
+    /// Where each tensor's data is, and how much of it is written.
+    places: Vec<Place>,
+    /// Which tensor the next byte belongs to.
     tensor: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    start: u64,
+    size: u64,
     done: u64,
 }
 
@@ -80,18 +86,44 @@ impl Writer {
             return Err(Error::Metadata { key: KEY.to_owned(), message });
         }
         let cannot = |source| Error::Write { path: path.to_owned(), source };
-        let sizes: Option<Vec<u64>> = tensors.iter().map(TensorSpec::n_bytes).collect();
-        let (Some(sizes), Some(header)) = (sizes, header(metadata, tensors, alignment)) else {
+        let laid_out = header(metadata, tensors, alignment).and_then(|header| {
+            let (places, end) = places(header.len() as u64, tensors, alignment)?;
+            Some((header, places, end))
+        });
+        let Some((header, places, end)) = laid_out else {
             return Err(cannot(io::Error::new(io::ErrorKind::InvalidInput, "a tensor's size is impossible")));
         };
-        let out = BufWriter::with_capacity(1 << 20, temporary(path).map_err(cannot)?);
-        let mut writer = Writer { path: path.to_owned(), out, alignment, sizes, tensor: 0, done: 0 };
+        let file = temporary(path).map_err(cannot)?;
+        // What is not written, as between tensors, is 0.
+        file.as_file().set_len(end).map_err(cannot)?;
+        let mut writer =
+            Writer { path: path.to_owned(), out: BufWriter::with_capacity(1 << 20, file), places, tensor: 0 };
         writer.out.write_all(&header).map_err(cannot)?;
-        if !tensors.is_empty() {
-            writer.pad(header.len() as u64)?;
-        }
-        writer.skip_empty();
+        writer.go_on(0)?;
         Ok(writer)
+    }
+
+    /// Goes to the beginning of a tensor's data (by its place among those given), which [`write`](Writer::write) then
+    /// writes. Of no use where tensors come in order.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn select(&mut self, tensor: usize) -> Result<()> {
+        if let Some(place) = self.places.get_mut(tensor) {
+            place.done = 0;
+        }
+        self.go_on(tensor)
+    }
+
+    /// Goes to the first data that is missing, of this tensor or one after it.
+    fn go_on(&mut self, tensor: usize) -> Result<()> {
+        self.tensor = tensor;
+        while self.places.get(self.tensor).is_some_and(|place| place.done == place.size) {
+            self.tensor += 1;
+        }
+        let Some(place) = self.places.get(self.tensor) else { return Ok(()) };
+        let at = SeekFrom::Start(place.start + place.done);
+        self.out.seek(at).map(|_| ()).map_err(|source| self.error(source))
     }
 
     /// The next bytes of the tensor data: tensors in order, each without padding (which is added here).
@@ -100,17 +132,16 @@ impl Writer {
     /// [`Error::Write`], as for a full disk.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            let Some(&size) = self.sizes.get(self.tensor) else {
+            let Some(place) = self.places.get_mut(self.tensor) else {
                 return Err(self.error(io::Error::other("more tensor data than the directory has room for")));
             };
-            let n = usize::try_from(size - self.done).map_or(bytes.len(), |left| left.min(bytes.len()));
+            let n = usize::try_from(place.size - place.done).map_or(bytes.len(), |left| left.min(bytes.len()));
+            place.done += n as u64;
+            let is_whole = place.done == place.size;
             self.out.write_all(&bytes[..n]).map_err(|source| self.error(source))?;
             bytes = &bytes[n..];
-            self.done += n as u64;
-            if self.done == size {
-                self.pad(size)?;
-                (self.tensor, self.done) = (self.tensor + 1, 0);
-                self.skip_empty();
+            if is_whole {
+                self.go_on(self.tensor + 1)?;
             }
         }
         Ok(())
@@ -122,8 +153,8 @@ impl Writer {
     /// # Errors
     /// [`Error::Write`], also where data of some tensor is missing.
     pub fn finish(self) -> Result<Written> {
-        if self.tensor < self.sizes.len() {
-            return Err(self.error(io::Error::other(format!("the data of tensor {} is not complete", self.tensor))));
+        if let Some(tensor) = self.places.iter().position(|place| place.done < place.size) {
+            return Err(self.error(io::Error::other(format!("the data of tensor {tensor} is not complete"))));
         }
         let Writer { path, out, .. } = self;
         let cannot = |source| Error::Write { path: path.clone(), source };
@@ -131,18 +162,6 @@ impl Writer {
         // Some file systems find out only now that the disk is full.
         file.as_file().sync_all().map_err(cannot)?;
         Ok(Written { path, file })
-    }
-
-    /// Zeros from `size` bytes up to the next aligned place.
-    fn pad(&mut self, size: u64) -> Result<()> {
-        let n = size.next_multiple_of(self.alignment) - size;
-        io::copy(&mut io::Read::take(io::repeat(0), n), &mut self.out).map(|_| ()).map_err(|source| self.error(source))
-    }
-
-    fn skip_empty(&mut self) {
-        while self.sizes.get(self.tensor) == Some(&0) {
-            self.tensor += 1;
-        }
     }
 
     fn error(&self, source: io::Error) -> Error {
@@ -176,6 +195,19 @@ fn temporary(path: &Path) -> io::Result<NamedTempFile<File>> {
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     builder.prefix(".tandem-").tempfile_in(folder)
+}
+
+/// Where the data of each tensor is in a file whose header ends at `header`, and where the file ends; `None` where a size
+/// overflows.
+fn places(header: u64, tensors: &[TensorSpec], alignment: u64) -> Option<(Vec<Place>, u64)> {
+    let mut end = if tensors.is_empty() { header } else { header.checked_next_multiple_of(alignment)? };
+    let mut places = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let size = tensor.n_bytes()?;
+        places.push(Place { start: end, size, done: 0 });
+        end = end.checked_add(size)?.checked_next_multiple_of(alignment)?;
+    }
+    Some((places, end))
 }
 
 /// Header and tensor directory, without the padding after it; `None` where a size overflows.

@@ -46,6 +46,49 @@ fn a_file_written_again_is_the_same_file() {
 }
 
 #[test]
+fn tensors_can_come_in_any_order() {
+    let gguf = Builder::sample().open().unwrap();
+    let specs: Vec<TensorSpec> = gguf.tensors().iter().map(|t| TensorSpec::like(t, t.ty)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let [forward, backward] = ["forward", "backward"].map(|name| folder.path().join(name));
+    copy(&gguf, gguf.metadata(), &forward, 5);
+    let mut writer = Writer::create(&backward, gguf.metadata(), &specs).unwrap();
+    for (i, tensor) in gguf.tensors().iter().enumerate().rev() {
+        writer.select(i).unwrap();
+        // Begun, and begun again.
+        writer.write(&gguf.data(tensor)[..1]).unwrap();
+        writer.select(i).unwrap();
+        gguf.data(tensor).chunks(3).for_each(|bytes| writer.write(bytes).unwrap());
+    }
+    writer.finish().unwrap().publish().unwrap();
+    assert_eq!(std::fs::read(&forward).unwrap(), std::fs::read(&backward).unwrap());
+    // With the first two missing it goes on there; all of the first is not enough.
+    let missing = folder.path().join("missing");
+    let mut writer = Writer::create(&missing, gguf.metadata(), &specs).unwrap();
+    writer.select(1).unwrap();
+    gguf.tensors()[1..].iter().for_each(|tensor| writer.write(gguf.data(tensor)).unwrap());
+    let error = writer.finish().unwrap_err().to_string();
+    assert!(error.contains("tensor 0 is not complete"), "{error}");
+    assert!(!missing.exists());
+}
+
+#[test]
+fn data_of_a_tensor_can_be_replaced() {
+    let mut gguf = Builder::sample().open().unwrap();
+    let tensor = gguf.tensors()[0].clone();
+    let wide = GgmlType::F32.row_bytes(tensor.n_elements()).unwrap();
+    let before = gguf.clone();
+    gguf.replace(&tensor.name, GgmlType::F32, vec![7; wide]).unwrap();
+    let replaced = gguf.tensor(&tensor.name).unwrap();
+    assert_eq!((replaced.ty, gguf.data(replaced), replaced.dims()), (GgmlType::F32, &vec![7; wide][..], tensor.dims()));
+    let old = before.tensor(&tensor.name).unwrap();
+    assert_eq!((old, before.data(old).len()), (&tensor, tensor.n_bytes()));
+    let error = gguf.replace(&tensor.name, GgmlType::F32, vec![7; wide + 1]).unwrap_err().to_string();
+    assert!(error.contains(&tensor.name) && error.contains("bytes"), "{error}");
+    assert!(gguf.replace("none", GgmlType::F32, vec![]).unwrap_err().to_string().contains("none"));
+}
+
+#[test]
 fn metadata_can_be_changed() {
     let gguf = Builder::sample().open().unwrap();
     let mut metadata = gguf.metadata().clone();

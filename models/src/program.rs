@@ -247,6 +247,27 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The weights that it reads.
+    pub fn weights(&self) -> Vec<WeightId> {
+        let linear = |linear: &Linear| std::iter::once(linear.weight).chain(linear.bias);
+        match self {
+            Step::Embed { table, .. } => vec![*table],
+            Step::Norm { norm, .. } => vec![norm.weight],
+            Step::Qkv { q, k, v } => [q, k, v].into_iter().flat_map(linear).collect(),
+            Step::HeadNorm { q, k } => vec![q.weight, k.weight],
+            Step::Rope { .. } | Step::StoreKv { .. } | Step::Attend { .. } => vec![],
+            Step::Linear { linear: l, .. } | Step::Route { router: l, .. } | Step::Logits { linear: l, .. } => {
+                linear(l).collect()
+            }
+            Step::Glu { gate, up, .. } => [gate, up].into_iter().flat_map(linear).collect(),
+            Step::ExpertGlu { gate, up, .. } => vec![*gate, *up],
+            Step::ExpertDown { down, .. } => vec![*down],
+            Step::SigmoidGate { weight, .. } => vec![*weight],
+        }
+    }
+}
+
 /// What part of the model a block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockKind {

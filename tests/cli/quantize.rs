@@ -109,6 +109,53 @@ fn searching_loses_less_than_rounding_and_importance_moves_the_loss() {
 }
 
 #[test]
+fn gptq_calibrates_on_a_text() {
+    let folder = folder("gptq");
+    let (text, out) = (folder.join("text.txt"), folder.join("out.gguf"));
+    std::fs::write(&text, "a text that the matrices see, as it is, over and over again\n".repeat(40)).unwrap();
+    let model = Path::new(tiny::model());
+    let gptq = ["--method", "gptq", "--calibration", arg(&text), "-c", "64", "--json"];
+    let report = quantize(model, &out, "Q4_0", &gptq).json();
+    for tensor in report["tensors"].as_array().unwrap() {
+        let method = match tensor["name"].as_str().unwrap() {
+            name if name.ends_with("norm.weight") || tensor["type"] == tensor["from"] => &Value::Null,
+            "token_embd.weight" => &Value::from("search"),
+            _ => &Value::from("gptq"),
+        };
+        assert_eq!(&tensor["method"], method, "{tensor}");
+    }
+    let read = info(&out);
+    assert_eq!(read["metadata"]["quantize.gptq.dataset"], arg(&text));
+    assert_eq!(type_of(&read, "blk.1.ffn_up.weight"), "Q4_0");
+    let answer = tandem(&["run", "-m", arg(&out), "--raw", "-n", "4", "--temp", "0", "hello"]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    // As one thread makes it.
+    let alone = folder.join("alone.gguf");
+    quantize(model, &alone, "Q4_0", &[&gptq[..], &["-t", "1"]].concat()).ok();
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&alone).unwrap());
+}
+
+#[test]
+fn gptq_refuses_what_does_not_go_with_it() {
+    let folder = folder("gptq-bad");
+    let (text, out) = (folder.join("text.txt"), folder.join("out.gguf"));
+    std::fs::write(&text, "short").unwrap();
+    let refused = |code: i32, more: &[&str]| {
+        let error = quantize(Path::new(tiny::model()), &out, "Q4_0", more).fails(code);
+        assert_eq!(names(&folder), ["text.txt"]);
+        error
+    };
+    assert!(refused(2, &["--method", "gptq"]).contains("--calibration FILE"));
+    assert!(refused(2, &["--calibration", arg(&text)]).contains("--method gptq only"));
+    assert!(refused(2, &["--no-act-order"]).contains("--method gptq only"));
+    let gptq = ["--method", "gptq", "--calibration", arg(&text)];
+    assert!(refused(2, &gptq).contains("less than one window of 512"));
+    assert!(refused(2, &[&gptq[..], &["--damping", "0"]].concat()).contains("above 0"));
+    assert!(refused(2, &[&gptq[..], &["--imatrix", "none"]].concat()).contains("--calibration"));
+    assert!(refused(1, &["--method", "gptq", "--calibration", "no-such-text"]).contains("no-such-text"));
+}
+
+#[test]
 fn bad_input_is_refused_and_leaves_nothing() {
     let folder = folder("bad");
     let (model, out) = (Path::new(tiny::model()), folder.join("out.gguf"));

@@ -30,7 +30,7 @@ pub(crate) struct PerplexityArgs {
 /// Evaluates window by window, with a running estimate.
 pub(crate) fn run(args: &PerplexityArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
     let mut options = args.load.options();
-    let n_ctx = windows::n_ctx(&args.load.context)?;
+    let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     options.n_ctx = Some(n_ctx);
     let text = args.text.read()?;
     let gguf = open::open(&args.model, ui, interrupt)?;

@@ -8,6 +8,7 @@ use tandem_models::Activation;
 use super::attention::{AttentionWork, HeadCache, QueryRow};
 use super::isa::LANES;
 use super::matmul::{ActGroup, Acts};
+use super::outer::OuterFn;
 use crate::model::KvType;
 
 /// Multiplies one panel with some columns; see [`super::matmul::panel`].
@@ -46,6 +47,7 @@ pub(crate) struct Kernels {
     /// Attention over a cache of a type.
     pub(crate) attend: fn(KvType) -> AttendFn,
     pub(crate) merge: unsafe fn(&mut QueryRow, (f32, f32), *const f32, usize),
+    pub(crate) outer: OuterFn,
 }
 
 /// An instruction set that the CPU backend can be limited to.
@@ -126,13 +128,14 @@ impl IsaLevel {
 
 /// Compiles the generic kernels for one instruction set: thin functions that enable its features around generic bodies.
 macro_rules! kernels_for {
-    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, sums $sums:literal, $(#[$feature:meta])?) => {
+    ($module:ident, $isa:ty, $level:expr, tile $tile:literal, sums $sums:literal, outer $outer:literal, $(#[$feature:meta])?) => {
         mod $module {
             use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
             use super::super::kv_format::{KvF16, KvF32, KvFormat, KvQ4, KvQ8};
             use super::super::isa;
             use super::super::matmul::{self, ActGroup, Acts};
             use super::super::ops;
+            use super::super::outer::{self, Rows};
             use super::super::pack::{self, Packed, PackedFloat};
             use super::{Activation, AttendFn, GgmlType, Kernels, KvType, MatrixKernel, Range};
 
@@ -206,6 +209,12 @@ macro_rules! kernels_for {
                 unsafe { attention::merge::<$isa>(row, share, partial, stride) }
             }
 
+            $(#[$feature])?
+            unsafe fn outer(n: usize, a: Rows, b: Rows, c: (*mut f32, usize), m: usize) {
+                // SAFETY: see above.
+                unsafe { outer::outer::<$isa, $outer>(n, a, b, c, m) }
+            }
+
             pub(super) fn attend_for(kv_type: KvType) -> AttendFn {
                 match kv_type {
                     KvType::F32 => attend::<KvF32>,
@@ -275,18 +284,19 @@ macro_rules! kernels_for {
                     glu,
                     attend: attend_for,
                     merge,
+                    outer,
                 }
             }
         }
     };
 }
 
-kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2, sums 1,);
+kernels_for!(scalar, isa::scalar::Scalar, super::IsaLevel::Scalar, tile 2, sums 1, outer 4,);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1,
+kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1, outer 4,
     #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
-kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4,
+kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4, outer 16,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);
 
 /// What AVX-512 BF16 adds: attention over long contexts in pairs of bf16. An f32 cache is for exact results and stays in f32.

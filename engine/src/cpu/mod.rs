@@ -13,6 +13,7 @@ mod kv_format;
 mod matmul;
 mod matrix;
 pub(crate) mod ops;
+pub(crate) mod outer;
 mod pack;
 pub mod roofline;
 mod sums;

@@ -23,10 +23,11 @@
 //!
 //! What the families share: `scaled.rs` (blocks with one scale), `super_scaled.rs` and `super_affine.rs` (super-blocks
 //! without and with minimums), `grid_group.rs` and `codebook.rs` (groups that are looked up), `search.rs` (the search for
-//! a scale, or scale and minimum), `grid.rs` (weights that lie on a grid already).
+//! a scale, or scale and minimum), `grid.rs` (weights that lie on a grid already). `codes.rs` sets quants one by one.
 
 mod block32;
 mod codebook;
+mod codes;
 mod f16;
 mod float;
 mod fp4;
@@ -45,7 +46,8 @@ mod super_affine;
 mod super_scaled;
 mod ternary;
 
-pub use recode::{Loss, Recode, measure};
+pub use codes::Codes;
+pub use recode::{Loss, Recode, measure, weigh};
 
 use crate::ggml_type::GgmlType;
 

@@ -153,14 +153,17 @@ impl<'a> Recode<'a> {
         Ok(total)
     }
 
-    fn row(
-        &self,
-        bytes: &[u8],
-        importance: &[f32],
-        out: &mut [u8],
-        scratch: &mut Scratch,
-    ) -> std::result::Result<Loss, Bad> {
-        let Scratch { x, y, w } = scratch;
+    /// Decodes row `row` of the tensor, whose blocks are `bytes`.
+    ///
+    /// # Errors
+    /// As for [`rows`](Recode::rows).
+    pub fn weights(&self, row: usize, bytes: &[u8], x: &mut [f32]) -> Result<()> {
+        let n = self.tensor.row_len();
+        self.load(bytes, x).map_err(|bad| self.bad_weight(row * n + bad.index, bad.value))
+    }
+
+    /// Decodes a row, where there is a decoder, and looks at each weight.
+    fn load(&self, bytes: &[u8], x: &mut [f32]) -> std::result::Result<(), Bad> {
         if let Some(decode) = self.decode {
             decode(bytes, x);
         }
@@ -169,9 +172,21 @@ impl<'a> Recode<'a> {
             _ if self.encode.is_none() => f32::MAX,
             _ => LARGEST_F16,
         };
-        if let Some(index) = x.iter().position(|x| x.is_nan() || x.abs() > limit) {
-            return Err(Bad { index, value: x[index] });
+        match x.iter().position(|x| x.is_nan() || x.abs() > limit) {
+            Some(index) => Err(Bad { index, value: x[index] }),
+            None => Ok(()),
         }
+    }
+
+    fn row(
+        &self,
+        bytes: &[u8],
+        importance: &[f32],
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> std::result::Result<Loss, Bad> {
+        let Scratch { x, y, w } = scratch;
+        self.load(bytes, x)?;
         match self.encode {
             Some((encode, decode_back)) => {
                 match self.ty {
@@ -204,7 +219,7 @@ impl<'a> Recode<'a> {
 
 /// Importance times the root of (mean square of the row + the weight's square): large weights count somewhat more than
 /// small ones. That loses a little in mean square error and gains in KL divergence; docs/quantization.md has figures.
-fn weigh(x: &[f32], importance: &[f32], w: &mut [f32]) {
+pub fn weigh(x: &[f32], importance: &[f32], w: &mut [f32]) {
     let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     if largest == 0.0 {
         return w.copy_from_slice(importance);

@@ -6,6 +6,7 @@
 mod bitnet;
 mod experts;
 mod file;
+mod gptq;
 mod inputs;
 
 use std::sync::Arc;

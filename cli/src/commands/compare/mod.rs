@@ -97,7 +97,7 @@ struct TextResult {
 /// Compares and prints.
 pub(crate) fn run(args: &CompareArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
     let options = args.load.options();
-    let n_ctx = windows::n_ctx(&args.load.context)?;
+    let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     let text = args.file.as_ref().map(|file| TextArgs { file: file.clone(), chunks: args.chunks });
     let bytes = text.as_ref().map(TextArgs::read).transpose()?;
     let sides = [Side::open(&args.a, ui, interrupt)?, Side::open(&args.b, ui, interrupt)?];

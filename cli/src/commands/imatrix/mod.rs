@@ -56,7 +56,7 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         anyhow::bail!("cannot write {}: there is no folder {}", out.display(), folder.display());
     }
     let mut options = args.load.options();
-    let n_ctx = windows::n_ctx(&args.load.context)?;
+    let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     options.n_ctx = Some(n_ctx);
     if options.wanted.layers == GpuLayers::Auto {
         // Only what the CPU computes is observed.

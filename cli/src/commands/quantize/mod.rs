@@ -1,10 +1,12 @@
 //! `tandem quantize`: a model in another type.
 
+mod gptq;
 mod plan;
 mod show;
 mod write;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -41,6 +43,8 @@ pub(crate) struct QuantizeArgs {
     /// How scales are chosen
     #[arg(long, value_name = "METHOD", default_value = "search")]
     method: MethodArg,
+    #[command(flatten)]
+    gptq: gptq::GptqArgs,
     /// The type of tensors whose name matches a pattern (a regular expression that may match anywhere in the name), as
     /// in attn_v=Q8_0 (repeatable; the first that matches counts)
     #[arg(long, value_name = "PATTERN=TYPE", value_parser = tensor_type)]
@@ -77,12 +81,15 @@ enum MethodArg {
     Absmax,
     /// Asymmetric: from smallest to largest, where the type has a minimum
     Minmax,
+    /// The least change of what layers give on a text (--calibration): takes minutes, and loses least
+    Gptq,
 }
 
-impl From<MethodArg> for Method {
-    fn from(arg: MethodArg) -> Method {
-        match arg {
-            MethodArg::Search => Method::Search,
+impl MethodArg {
+    /// How single tensors are encoded.
+    fn method(self) -> Method {
+        match self {
+            MethodArg::Search | MethodArg::Gptq => Method::Search,
             MethodArg::Absmax => Method::AbsMax,
             MethodArg::Minmax => Method::MinMax,
         }
@@ -101,11 +108,13 @@ pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> an
     let start = Instant::now();
     if args.imatrix.is_some() && args.method != MethodArg::Search {
         return Err(Failure::usage(
-            "--imatrix has a meaning for --method search only: the others do not weigh weights",
+            "--imatrix has a meaning for --method search only: gptq takes a text (--calibration), and the others do not weigh weights",
         ));
     }
+    args.gptq.check(args.method == MethodArg::Gptq)?;
     let gguf = open::open(&ModelArgs { model: Some(args.input.clone()) }, ui, interrupt)?;
     let imatrix = args.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    let gguf = Arc::new(gguf);
     let plan = plan::Plan::new(&gguf, args, imatrix.as_ref()).with_context(|| open::shown(&gguf))?;
     plan.warn(ui);
     if args.dry_run {
@@ -114,8 +123,15 @@ pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> an
     }
     let threads = args.threads.unwrap_or_else(physical_cores);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
-    let losses = pool.install(|| write::write(&plan, args.method.into(), ui, interrupt))?;
-    let report = show::Report::new(&plan, &losses, start.elapsed());
+    let done = pool.install(|| {
+        let mut files = write::Files::create(&plan, ui)?;
+        if args.method == MethodArg::Gptq {
+            gptq::quantize(&args.gptq, threads, &plan, &mut files, ui, interrupt)?;
+        }
+        write::write(&mut files, args.method.method(), ui, interrupt)?;
+        files.publish()
+    })?;
+    let report = show::Report::new(&plan, &done, start.elapsed());
     if args.json {
         ui::print(report.json())?;
     }

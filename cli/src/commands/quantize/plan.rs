@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tandem_loader::imatrix::{self, Imatrix};
 use tandem_loader::{GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, TypeClass, Value};
@@ -36,7 +37,7 @@ pub(super) struct OutFile {
 
 /// All of it.
 pub(super) struct Plan<'a> {
-    pub(super) gguf: &'a Gguf,
+    pub(super) gguf: &'a Arc<Gguf>,
     pub(super) mix: &'static Mix,
     pub(super) jobs: Vec<Job<'a>>,
     pub(super) files: Vec<OutFile>,
@@ -68,7 +69,7 @@ impl Job<'_> {
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(gguf: &'a Gguf, args: &QuantizeArgs, imatrix: Option<&Imatrix>) -> anyhow::Result<Plan<'a>> {
+    pub(super) fn new(gguf: &'a Arc<Gguf>, args: &QuantizeArgs, imatrix: Option<&Imatrix>) -> anyhow::Result<Plan<'a>> {
         let kind = gguf.metadata().str("general.type")?.unwrap_or("model");
         if gguf.tensors().is_empty() || kind == "imatrix" {
             return Err(Failure::model("has no weights to quantize"));
@@ -215,6 +216,9 @@ fn files(gguf: &Gguf, args: &QuantizeArgs, imatrix: Option<&Imatrix>) -> anyhow:
         if let Some(chunks) = imatrix.chunks {
             metadata.set("quantize.imatrix.chunks_count", Value::U32(chunks));
         }
+    }
+    if let Some(path) = &args.gptq.calibration {
+        metadata.set("quantize.gptq.dataset", Value::String(path.display().to_string()));
     }
     let n_parts = gguf.paths().len();
     if !args.keep_split || n_parts == 1 {

@@ -9,6 +9,7 @@ use tandem_loader::quantize::Loss;
 use tandem_loader::{GgmlType, TypeClass};
 
 use super::plan::{Job, Plan};
+use super::write::Done;
 use crate::ui;
 
 /// The plan for people.
@@ -62,22 +63,22 @@ fn tensor_json(job: &Job<'_>) -> Json {
 /// What was done.
 pub(super) struct Report<'a> {
     plan: &'a Plan<'a>,
-    losses: &'a [Loss],
+    done: &'a [Done],
     time: Duration,
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(plan: &'a Plan<'a>, losses: &'a [Loss], time: Duration) -> Report<'a> {
-        Report { plan, losses, time }
+    pub(super) fn new(plan: &'a Plan<'a>, done: &'a [Done], time: Duration) -> Report<'a> {
+        Report { plan, done, time }
     }
 
     /// Tensors, bytes and losses of each type, for types that something was made to.
     fn by_type(&self) -> BTreeMap<GgmlType, (usize, u64, Loss)> {
         let mut rows: BTreeMap<GgmlType, (usize, u64, Loss)> = BTreeMap::new();
-        for (job, loss) in self.plan.jobs.iter().zip(self.losses) {
+        for (job, done) in self.plan.jobs.iter().zip(self.done) {
             if job.changes() {
                 let row = rows.entry(job.ty).or_default();
-                *row = (row.0 + 1, row.1 + job.n_bytes(), row.2.and(*loss));
+                *row = (row.0 + 1, row.1 + job.n_bytes(), row.2.and(done.loss));
             }
         }
         rows
@@ -100,10 +101,11 @@ impl<'a> Report<'a> {
 
     /// For programs.
     pub(super) fn json(&self) -> String {
-        let tensor = |(job, loss): (&Job<'_>, &Loss)| {
+        let tensor = |(job, done): (&Job<'_>, &Done)| {
             let mut object = tensor_json(job);
             if job.changes() {
-                add_loss(&mut object, loss);
+                object["method"] = json!(done.method);
+                add_loss(&mut object, &done.loss);
             }
             object
         };
@@ -114,7 +116,7 @@ impl<'a> Report<'a> {
         };
         let object = json!({
             "tensors_by_type": self.by_type().into_iter().map(by_type).collect::<Vec<Json>>(),
-            "tensors": self.plan.jobs.iter().zip(self.losses).map(tensor).collect::<Vec<Json>>(),
+            "tensors": self.plan.jobs.iter().zip(self.done).map(tensor).collect::<Vec<Json>>(),
             "seconds": self.time.as_secs_f64(),
         });
         format!("{:#}\n", with_sizes(self.plan, object))

@@ -1,0 +1,482 @@
+//! GPTQ: weights rounded so that a layer's outputs on a text change least.
+//!
+//! Plain rounding takes each weight by itself. Here a layer's squared error on calibration inputs `x`,
+//! `sum over x of |(W - Y) x|^2 = sum over rows e of e H e^T` with `H = sum of x x^T`, is what is made small: columns are
+//! rounded one after another, and those still to come are corrected for the errors so far (Frantar et al.,
+//! <https://arxiv.org/abs/2210.17323>; in the equivalent form of Chee et al., <https://arxiv.org/abs/2307.13304>, section 4,
+//! which needs the factors of `H` only, no inverse). The result is in ordinary blocks that any engine reads.
+//!
+//! The model is walked block by block, and within a block from one product to the next, so that inputs are those that the
+//! weights quantized so far give.
+
+mod hessian;
+mod round;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use tandem_loader::quantize::{Codes, Loss, Method, Recode, encode_fn, measure};
+use tandem_loader::{GgmlType, Gguf, TensorInfo, quant};
+use tandem_models::{Block, BlockKind, Program, Reg, Step, WeightId, WeightRole};
+
+use crate::backend::{Backend, Batch, Hidden};
+use crate::cpu::outer::Outer;
+use crate::cpu::{CpuBackend, CpuOptions};
+use crate::error::{Error, Result};
+use crate::model::{KvType, Precision};
+use crate::score::Windows;
+use hessian::Hessian;
+use round::{ROWS, Rounding, Scratch};
+
+/// Bytes of second moments that are held at once: a tensor's experts are taken some at a time.
+const MOMENT_BYTES: usize = 1 << 29;
+/// Weights that are encoded between two looks at the stop flag.
+const WEIGHTS_AT_A_TIME: usize = 2 << 20;
+
+/// How GPTQ works.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Threads.
+    pub threads: usize,
+    /// Share of the mean of H's diagonal that is added to the diagonal.
+    pub damping: f32,
+    /// Whether columns with large inputs are rounded first, as far as blocks stay together.
+    pub act_order: bool,
+    /// Where to look whether to stop.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a tensor was quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// By GPTQ.
+    Gptq,
+    /// By search, weighted by the mean squares of its inputs: its type has no quants for single weights, or its rows are
+    /// looked up and not multiplied (all weights count alike then).
+    Search,
+}
+
+/// A quantized tensor.
+#[derive(Debug)]
+pub struct Quantized<'a> {
+    /// The tensor, as it was.
+    pub tensor: &'a TensorInfo,
+    /// Its blocks, in the type asked for.
+    pub data: &'a [u8],
+    /// What it lost.
+    pub loss: Loss,
+    /// How it was made.
+    pub how: How,
+}
+
+/// Hears what happens, and may stop it by an error.
+pub trait Listener {
+    /// Some of the work is done: `done` passes over the text of `total`.
+    ///
+    /// # Errors
+    /// To stop.
+    fn progress(&mut self, done: usize, total: usize, what: &str) -> Result<()>;
+    /// A tensor is done.
+    ///
+    /// # Errors
+    /// To stop.
+    fn tensor(&mut self, tensor: Quantized<'_>) -> Result<()>;
+}
+
+/// Quantizes the tensors of a program that `types` names into the types it gives, in the order of the program. Tensors that
+/// the program does not use are left to the caller.
+///
+/// # Errors
+/// A weight or an input that is not finite, a type that cannot be encoded, no memory; what `listener` says, and
+/// [`Error::Interrupted`].
+pub fn run(
+    gguf: &Arc<Gguf>,
+    program: &Program,
+    types: &HashMap<String, GgmlType>,
+    windows: &Windows,
+    options: &Options,
+    listener: &mut dyn Listener,
+) -> Result<()> {
+    let hidden = (0..windows.len()).map(|_| Hidden::default()).collect();
+    let total = program.blocks.iter().map(|block| 1 + stages(block, program).len()).sum::<usize>() * windows.len();
+    let mut walk = Walk {
+        original: gguf,
+        program,
+        types,
+        windows,
+        options,
+        listener,
+        outer: Outer::best(),
+        view: gguf.clone(),
+        hidden,
+        done: 0,
+        total,
+    };
+    for block in &program.blocks {
+        walk.block(block)?;
+    }
+    Ok(())
+}
+
+/// Matrices of a block that have the same input.
+struct Stage {
+    /// The step that multiplies it.
+    step: usize,
+    input: Reg,
+    matrices: Vec<WeightId>,
+    experts: bool,
+}
+
+/// The stages of a block, in order.
+fn stages(block: &Block, program: &Program) -> Vec<Stage> {
+    let tables: Vec<&str> =
+        program.weights.iter().filter(|w| w.role == WeightRole::Table).map(|w| w.tensor.as_str()).collect();
+    let stage = |(step, s): (usize, &Step)| {
+        let (input, matrices, experts) = match s {
+            Step::Qkv { q, k, v } => (Reg::H, vec![q.weight, k.weight, v.weight], false),
+            Step::Linear { linear, input, .. } => (*input, vec![linear.weight], false),
+            Step::Glu { gate, up, .. } => (Reg::H, vec![gate.weight, up.weight], false),
+            Step::Route { router, .. } => (Reg::H, vec![router.weight], false),
+            Step::Logits { linear, .. } => (Reg::H, vec![linear.weight], false),
+            Step::ExpertGlu { gate, up, .. } => (Reg::H, vec![*gate, *up], true),
+            Step::ExpertDown { down, .. } => (Reg::F, vec![*down], true),
+            Step::Embed { .. }
+            | Step::Norm { .. }
+            | Step::HeadNorm { .. }
+            | Step::Rope { .. }
+            | Step::StoreKv { .. }
+            | Step::Attend { .. }
+            | Step::SigmoidGate { .. } => return None,
+        };
+        // A tied output is done with the embedding.
+        let matrices: Vec<WeightId> =
+            matrices.into_iter().filter(|id| !tables.contains(&program.weight(*id).tensor.as_str())).collect();
+        (!matrices.is_empty()).then_some(Stage { step, input, matrices, experts })
+    };
+    block.steps.iter().enumerate().filter_map(stage).collect()
+}
+
+/// A model being quantized, as far as its blocks are done.
+struct Walk<'a> {
+    original: &'a Arc<Gguf>,
+    program: &'a Program,
+    types: &'a HashMap<String, GgmlType>,
+    windows: &'a Windows,
+    options: &'a Options,
+    listener: &'a mut dyn Listener,
+    outer: Outer,
+    /// The model with the tensors of the current block that are done.
+    view: Arc<Gguf>,
+    /// What goes into the current block, for each window.
+    hidden: Vec<Hidden>,
+    /// Passes over a window, done and in all.
+    done: usize,
+    total: usize,
+}
+
+impl Walk<'_> {
+    fn block(&mut self, block: &Block) -> Result<()> {
+        // What earlier blocks replaced is not needed any more.
+        self.view = self.original.clone();
+        let stages = stages(block, self.program);
+        let in_stages: Vec<WeightId> = stages.iter().flat_map(|stage| stage.matrices.iter().copied()).collect();
+        for id in block.weights.iter().filter(|id| !in_stages.contains(id)) {
+            if self.program.weight(*id).role == WeightRole::Table
+                && let Some((tensor, ty)) = self.job(*id)
+            {
+                let (data, loss) = self.search(&tensor, ty, None)?;
+                self.finish(&tensor, ty, data, loss, How::Search)?;
+            }
+        }
+        for stage in &stages {
+            let jobs: Vec<(TensorInfo, GgmlType)> = stage.matrices.iter().filter_map(|id| self.job(*id)).collect();
+            if jobs.is_empty() {
+                self.done += self.windows.len();
+            } else if stage.experts {
+                self.experts(block, stage, &jobs)?;
+            } else {
+                self.matrices(block, stage, jobs)?;
+            }
+        }
+        if block.kind == BlockKind::Head {
+            self.done += self.windows.len();
+            return Ok(());
+        }
+        let mut backend = self.load(block.clone())?;
+        for i in 0..self.windows.len() {
+            let tokens = self.windows.tokens(i);
+            let batch = Batch { tokens: &tokens, start: 0, outputs: (0, 0) };
+            backend.run(0..1, &batch, &mut self.hidden[i])?;
+            self.progress(block)?;
+        }
+        Ok(())
+    }
+
+    /// The tensor of a weight and the type it is to have, if it is to have another.
+    fn job(&self, id: WeightId) -> Option<(TensorInfo, GgmlType)> {
+        let tensor = self.original.tensor(&self.program.weight(id).tensor)?;
+        let ty = *self.types.get(&tensor.name)?;
+        (ty != tensor.ty).then(|| (tensor.clone(), ty))
+    }
+
+    fn progress(&mut self, block: &Block) -> Result<()> {
+        self.done += 1;
+        self.check()?;
+        self.listener.progress(self.done, self.total, &block.kind.to_string())
+    }
+
+    fn check(&self) -> Result<()> {
+        check(&self.options.stop)
+    }
+
+    /// Tells of a tensor, and puts it in its place for what comes after.
+    fn finish(&mut self, tensor: &TensorInfo, ty: GgmlType, data: Vec<u8>, loss: Loss, how: How) -> Result<()> {
+        self.listener.tensor(Quantized { tensor, data: &data, loss, how })?;
+        let mut view = Gguf::clone(&self.view);
+        view.replace(&tensor.name, ty, data)?;
+        self.view = Arc::new(view);
+        Ok(())
+    }
+
+    /// A backend with one block.
+    fn load(&self, block: Block) -> Result<CpuBackend> {
+        let program = Arc::new(Program { blocks: vec![block], ..self.program.clone() });
+        let options = CpuOptions {
+            threads: self.options.threads,
+            precision: Precision::Fast,
+            kv_type: KvType::F16,
+            n_ctx: self.windows.n_ctx(),
+            isa: None,
+            inputs: None,
+        };
+        CpuBackend::load(&self.view, &program, &[0..1], options, &mut |_| ())
+    }
+
+    /// Runs a block up to a stage for each window, and lets `see` look at the registers.
+    fn inputs(
+        &mut self,
+        block: &Block,
+        stage: &Stage,
+        mut see: impl FnMut(&mut CpuBackend, usize) -> Result<()>,
+    ) -> Result<()> {
+        let steps = block.steps[..stage.step].to_vec();
+        let weights = steps.iter().flat_map(Step::weights).collect();
+        // Without its last step even the head gives no logits.
+        let mut backend = self.load(Block { kind: BlockKind::FeedForward(0), steps, weights })?;
+        for i in 0..self.windows.len() {
+            let tokens = self.windows.tokens(i);
+            let batch = Batch { tokens: &tokens, start: 0, outputs: (0, 0) };
+            let mut hidden = self.hidden[i].clone();
+            backend.run(0..1, &batch, &mut hidden)?;
+            see(&mut backend, tokens.len())?;
+            self.progress(block)?;
+        }
+        Ok(())
+    }
+
+    /// Matrices that every token goes through.
+    fn matrices(&mut self, block: &Block, stage: &Stage, jobs: Vec<(TensorInfo, GgmlType)>) -> Result<()> {
+        let n = jobs[0].0.row_len();
+        let (input, outer) = (stage.input, self.outer);
+        let mut hessian = Hessian::new(n)?;
+        self.inputs(block, stage, |backend, tokens| {
+            hessian.add(&backend.register(input, tokens, n)?, outer);
+            Ok(())
+        })?;
+        self.check_finite(&hessian, &jobs[0].0)?;
+        for (tensor, ty) in &jobs {
+            let squares = hessian.mean_squares();
+            let Some(codes) = Codes::of(*ty) else {
+                let (data, loss) = self.search(tensor, *ty, Some(&squares))?;
+                self.finish(tensor, *ty, data, loss, How::Search)?;
+                continue;
+            };
+            let mut data = vec![0; self.n_bytes(tensor, *ty)?];
+            let loss = self.round(tensor, *ty, 0..tensor.n_rows(), hessian.copy()?, &codes, &mut data)?;
+            self.finish(tensor, *ty, data, loss, How::Gptq)?;
+        }
+        Ok(())
+    }
+
+    /// Matrices of experts, which see the tokens that were routed to them.
+    fn experts(&mut self, block: &Block, stage: &Stage, jobs: &[(TensorInfo, GgmlType)]) -> Result<()> {
+        let n = jobs[0].0.row_len();
+        let n_expert = self.program.registers.n_expert;
+        let (input, n_used) = (stage.input, self.program.hparams.n_expert_used);
+        let outer = self.outer;
+        let at_a_time = (MOMENT_BYTES / Hessian::bytes(n).max(1)).clamp(1, n_expert);
+        let mut results: Vec<(Vec<u8>, Loss)> = Vec::new();
+        for (tensor, ty) in jobs {
+            results.push((vec![0; self.n_bytes(tensor, *ty)?], Loss::default()));
+        }
+        for first in (0..n_expert).step_by(at_a_time) {
+            let group = first..n_expert.min(first + at_a_time);
+            self.total += if first > 0 { self.windows.len() } else { 0 };
+            let mut hessians = group.clone().map(|_| Hessian::new(n)).collect::<Result<Vec<_>>>()?;
+            self.inputs(block, stage, |backend, tokens| {
+                let routes = backend.register(Reg::R, tokens, n_expert)?;
+                let rows = if input == Reg::F { tokens * n_used } else { tokens };
+                let x = backend.register(input, rows, n)?;
+                for (hessian, expert) in hessians.iter_mut().zip(group.clone()) {
+                    let chosen = chosen(&routes, n_expert, n_used, expert);
+                    let row =
+                        |(token, place): (usize, usize)| if input == Reg::F { token * n_used + place } else { token };
+                    let seen: Vec<f32> = chosen.flat_map(|at| x[row(at) * n..][..n].iter().copied()).collect();
+                    hessian.add(&seen, outer);
+                }
+                Ok(())
+            })?;
+            for (expert, hessian) in group.zip(hessians) {
+                self.check_finite(&hessian, &jobs[0].0)?;
+                for ((tensor, ty), (data, loss)) in jobs.iter().zip(&mut results) {
+                    let per_expert = tensor.n_rows() / n_expert;
+                    let rows = expert * per_expert..(expert + 1) * per_expert;
+                    let bytes = data.len() / n_expert;
+                    let data = &mut data[expert * bytes..(expert + 1) * bytes];
+                    let more = match Codes::of(*ty) {
+                        Some(codes) if hessian.count() > 0 => {
+                            self.round(tensor, *ty, rows, hessian.copy()?, &codes, data)?
+                        }
+                        _ => self.search_rows(tensor, *ty, rows, &importance(&hessian), data)?,
+                    };
+                    *loss = loss.and(more);
+                }
+            }
+        }
+        for ((tensor, ty), (data, loss)) in jobs.iter().zip(results) {
+            let how = if Codes::of(*ty).is_some() { How::Gptq } else { How::Search };
+            self.finish(tensor, *ty, data, loss, how)?;
+        }
+        Ok(())
+    }
+
+    fn n_bytes(&self, tensor: &TensorInfo, ty: GgmlType) -> Result<usize> {
+        Recode::new(tensor, ty, Method::Search).map(|recode| recode.row_bytes().1 * tensor.n_rows()).map_err(Into::into)
+    }
+
+    fn check_finite(&self, hessian: &Hessian, tensor: &TensorInfo) -> Result<()> {
+        if hessian.is_finite() {
+            return Ok(());
+        }
+        let message =
+            "its inputs on the calibration text are not finite numbers; the model's weights may be damaged".to_owned();
+        Err(tandem_loader::Error::Encode { tensor: tensor.name.clone(), message }.into())
+    }
+
+    /// Quantizes rows of a tensor by GPTQ.
+    fn round(
+        &self,
+        tensor: &TensorInfo,
+        ty: GgmlType,
+        rows: Range<usize>,
+        hessian: Hessian,
+        codes: &Codes,
+        out: &mut [u8],
+    ) -> Result<Loss> {
+        let recode = Recode::new(tensor, ty, Method::Search)?;
+        let (from, to) = recode.row_bytes();
+        let (Some(encode), Some(decode)) = (encode_fn(ty), quant::decode_fn(ty)) else {
+            unreachable!("a type with codes has an encoder and a decoder")
+        };
+        let n = tensor.row_len();
+        let squares = importance(&hessian);
+        let order = order(&squares, codes.block(), self.options.act_order);
+        let factors = hessian.factor(&order, self.options.damping, self.outer);
+        let rounding = Rounding { factors: &factors, order: &order, codes, encode, outer: self.outer };
+        let data = &self.original.data(tensor)[rows.start * from..rows.end * from];
+        let stop = &self.options.stop;
+        let losses: Vec<Result<Loss>> = data
+            .par_chunks(ROWS * from)
+            .zip(out.par_chunks_mut(ROWS * to))
+            .enumerate()
+            .map_init(
+                || (Scratch::new(n, codes), vec![0.0; ROWS * n], vec![0.0; n]),
+                |(scratch, x, y), (tile, (data, out))| {
+                    check(stop)?;
+                    let here = data.len() / from;
+                    for (r, (data, x)) in data.chunks_exact(from).zip(x.chunks_exact_mut(n)).enumerate() {
+                        recode.weights(rows.start + tile * ROWS + r, data, x)?;
+                    }
+                    rounding.rows(&x[..here * n], out, scratch);
+                    let mut loss = Loss::default();
+                    for (x, out) in x.chunks_exact(n).zip(out.chunks_exact(to)) {
+                        decode(out, y);
+                        loss = loss.and(measure(x, y, &squares));
+                    }
+                    Ok(loss)
+                },
+            )
+            .collect();
+        // In order, so that the sum does not depend on the threads.
+        losses.into_iter().try_fold(Loss::default(), |total, loss| Ok(total.and(loss?)))
+    }
+
+    /// Quantizes a whole tensor by search; without `squares` all weights count alike.
+    fn search(&self, tensor: &TensorInfo, ty: GgmlType, squares: Option<&[f32]>) -> Result<(Vec<u8>, Loss)> {
+        let mut data = vec![0; self.n_bytes(tensor, ty)?];
+        let ones = vec![1.0; tensor.row_len()];
+        let importance = squares.map_or(ones, tandem_loader::imatrix::positive);
+        let loss = self.search_rows(tensor, ty, 0..tensor.n_rows(), &importance, &mut data)?;
+        Ok((data, loss))
+    }
+
+    fn search_rows(
+        &self,
+        tensor: &TensorInfo,
+        ty: GgmlType,
+        rows: Range<usize>,
+        importance: &[f32],
+        out: &mut [u8],
+    ) -> Result<Loss> {
+        let recode = Recode::new(tensor, ty, Method::Search)?;
+        let (from, to) = recode.row_bytes();
+        let at_a_time = (WEIGHTS_AT_A_TIME / tensor.row_len()).max(1);
+        let data = &self.original.data(tensor)[rows.start * from..rows.end * from];
+        let mut loss = Loss::default();
+        let parts = data.chunks(at_a_time * from).zip(out.chunks_mut(at_a_time * to));
+        for (i, (data, out)) in parts.enumerate() {
+            let first = rows.start + i * at_a_time;
+            loss = loss.and(recode.rows(first, data, importance, out, &self.options.stop)?);
+            self.check()?;
+        }
+        Ok(loss)
+    }
+}
+
+fn check(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// How much the weights of each column count: the mean squares of inputs, all alike where nothing was seen.
+fn importance(hessian: &Hessian) -> Vec<f32> {
+    tandem_loader::imatrix::positive(&hessian.mean_squares())
+}
+
+/// The tokens that were routed to an expert, and which of their experts it is, as [`Reg::F`] has them. (A token one of
+/// whose weights vanished has fewer than it should; it is left out.)
+fn chosen(routes: &[f32], n_expert: usize, n_used: usize, expert: usize) -> impl Iterator<Item = (usize, usize)> {
+    let used = |row: &[f32]| row.iter().filter(|weight| **weight != 0.0).count();
+    routes
+        .chunks_exact(n_expert)
+        .enumerate()
+        .filter(move |(_, row)| row[expert] != 0.0 && used(row) == n_used)
+        .map(move |(token, row)| (token, used(&row[..expert])))
+}
+
+/// The order in which columns are rounded: as they are, or those with the largest inputs first, of blocks that are kept
+/// together: first the block with the largest sum, and within it the largest column.
+fn order(squares: &[f32], block: usize, act_order: bool) -> Vec<usize> {
+    let mut blocks: Vec<Vec<usize>> =
+        (0..squares.len() / block).map(|b| (b * block..(b + 1) * block).collect()).collect();
+    if act_order {
+        let sum = |columns: &[usize]| columns.iter().map(|c| squares[*c]).sum::<f32>();
+        for columns in &mut blocks {
+            columns.sort_by(|a, b| squares[*b].total_cmp(&squares[*a]));
+        }
+        blocks.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+    }
+    blocks.concat()
+}
