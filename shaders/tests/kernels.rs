@@ -7,10 +7,13 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use tandem_shaders::{Acts, BestStep, Cache, Decode, FORMATS, HeadShape, Kernel, Operands, Pairing, SOURCES, params};
 
-/// What wgpu asks naga to check for a device with the features that the backend asks for.
-fn capabilities(subgroups: bool) -> Capabilities {
+/// What wgpu asks naga to check for a device with the features that the backend asks for, as far as a kernel is told that it
+/// has them.
+fn capabilities(kernel: &Kernel) -> Capabilities {
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    let cooperative = matches!(kernel, Kernel::CoopMat { .. });
+    capabilities.set(Capabilities::SUBGROUP, cooperative || matches!(kernel, Kernel::MatVec { subgroups: true, .. }));
+    capabilities.set(Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX, cooperative);
     capabilities
 }
 
@@ -58,8 +61,11 @@ fn variants() -> Vec<Kernel> {
             }
         }
     }
+    all.extend(FORMATS.iter().map(|f| Kernel::Peak { ty: f.ty }));
     for operands in operands() {
         for experts in bools {
+            let threads = [8, 32, 64].map(Kernel::coop_threads).into_iter().filter(|_| operands.fit_coop());
+            all.extend(threads.map(|threads| Kernel::CoopMat { operands, threads, experts }));
             all.extend(bools.map(|wide| Kernel::MatMat { operands, wide, experts }));
         }
         for (subgroups, threads) in bools.into_iter().flat_map(|s| [8, 32, 64, 128].map(|threads| (s, threads))) {
@@ -76,8 +82,7 @@ fn check(kernel: &Kernel) -> (Module, ModuleInfo) {
     let text = kernel.source().unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
     let module =
         naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{kernel:?}:\n{}", e.emit_to_string(&text)));
-    let subgroups = matches!(kernel, Kernel::MatVec { subgroups: true, .. });
-    let info = Validator::new(ValidationFlags::all(), capabilities(subgroups))
+    let info = Validator::new(ValidationFlags::all(), capabilities(kernel))
         .validate(&module)
         .unwrap_or_else(|e| panic!("{kernel:?}:\n{}", e.emit_to_string(&text)));
     (module, info)
@@ -106,7 +111,9 @@ fn declared(kernel: &Kernel) -> (usize, &'static [&'static str]) {
         Kernel::Group { .. } => (size_of::<GroupParams>(), GroupParams::FIELDS),
         Kernel::Combine => (size_of::<CombineParams>(), CombineParams::FIELDS),
         Kernel::SigmoidGate => (size_of::<SigmoidGateParams>(), SigmoidGateParams::FIELDS),
-        Kernel::MatVec { .. } | Kernel::MatMat { .. } => (size_of::<ProductParams>(), ProductParams::FIELDS),
+        Kernel::MatVec { .. } | Kernel::MatMat { .. } | Kernel::CoopMat { .. } | Kernel::Peak { .. } => {
+            (size_of::<ProductParams>(), ProductParams::FIELDS)
+        }
     }
 }
 
