@@ -88,6 +88,25 @@ fn check(kernel: &Kernel) -> (Module, ModuleInfo) {
     (module, info)
 }
 
+/// Translates to SPIR-V, and asks for nothing but what Vulkan drivers with cooperative matrices have.
+fn translate(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
+    use naga::back::spv::{Capability, Options, write_vec};
+    let allowed = [
+        Capability::Shader,
+        Capability::Int8,
+        Capability::Float16,
+        Capability::StorageBuffer16BitAccess,
+        Capability::UniformAndStorageBuffer16BitAccess,
+        Capability::GroupNonUniform,
+        Capability::VulkanMemoryModel,
+        Capability::CooperativeMatrixKHR,
+    ];
+    let options =
+        Options { lang_version: (1, 4), capabilities: Some(allowed.into_iter().collect()), ..Options::default() };
+    let words = write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
+    assert_eq!(words[0], 0x0723_0203, "{kernel:?}: SPIR-V's magic number");
+}
+
 /// Size and field names of the immediate values that a shader declares.
 fn immediates(module: &Module) -> (u32, Vec<String>) {
     let (_, global) = module.global_variables.iter().find(|(_, g)| g.space == AddressSpace::Immediate).unwrap();
@@ -122,6 +141,9 @@ fn every_variant_is_valid_and_is_what_the_host_takes_it_for() {
     let all = variants();
     for kernel in &all {
         let (module, info) = check(kernel);
+        if matches!(kernel, Kernel::CoopMat { .. }) {
+            translate(kernel, &module, &info);
+        }
         let (size, fields) = immediates(&module);
         let (host_size, host_fields) = declared(kernel);
         assert_eq!(size as usize, host_size, "{kernel:?}");

@@ -92,8 +92,7 @@ fn pretending(edit: fn(&str, String) -> String) -> GpuOptions {
 /// What ordinary kernels keep to: see `tests/products.rs`.
 const ORDINARY: f64 = 1e-11;
 
-/// Rounding two factors to f16 costs up to 1.6e-7: see [`LIMIT`], which would not see a wrong element. What is larger than
-/// that is off by a weight or more.
+/// Rounding two factors to f16, to the nearest, costs up to 1.6e-7: see [`LIMIT`], which allows for drivers that round otherwise.
 const ROUNDING: f64 = 2e-7;
 
 /// Products of one type, with bias, added.
