@@ -118,6 +118,7 @@ pub(crate) fn load_model(
 fn describe(model: &Model, ui: &Ui) {
     placement::warn(model.plan(), ui);
     placement::describe(model, ui);
+    model.warnings().for_each(|warning| ui.warn(format_args!("{warning}")));
     let program = model.program();
     let trained = program.hparams.n_ctx_train;
     if model.n_ctx() > trained {

@@ -59,6 +59,11 @@ pub trait Backend: Send {
     /// Name for people.
     fn name(&self) -> &str;
 
+    /// What people should know of how it was set up, a line each.
+    fn warnings(&self) -> &[String] {
+        &[]
+    }
+
     /// Runs `blocks` (indices into the program's blocks, all of them loaded here) over the batch.
     fn run(&mut self, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) -> Result<()>;
 

@@ -183,6 +183,11 @@ impl Model {
         self.backends.iter().map(|(_, b)| b.name()).collect()
     }
 
+    /// What people should know of how the backends were set up, a line each.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.backends.iter().flat_map(|(_, b)| b.warnings()).map(String::as_str)
+    }
+
     /// Bytes held by each backend.
     pub fn memory_by_device(&self) -> impl Iterator<Item = (Device, MemoryReport)> {
         self.backends.iter().map(|(device, backend)| (*device, backend.memory()))

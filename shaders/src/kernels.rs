@@ -18,6 +18,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "best/sort.wgsl",
     "best/threshold.wgsl",
     "combine.wgsl",
+    "coopmat.wgsl",
     "decode/bf16.wgsl",
     "decode/common.wgsl",
     "decode/e2m1.wgsl",
@@ -66,12 +67,14 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "matvec.wgsl",
     "merge.wgsl",
     "norm.wgsl",
+    "peak.wgsl",
     "product.wgsl",
     "quantize.wgsl",
     "quantize_quad.wgsl",
     "route.wgsl",
     "sigmoid_gate.wgsl",
     "sum.wgsl",
+    "tile.wgsl",
     "unit.wgsl",
 ];
 
@@ -144,6 +147,19 @@ pub struct Operands {
     pub ty: GgmlType,
     /// Activations.
     pub acts: Acts,
+}
+
+impl Operands {
+    /// Whether [`Kernel::CoopMat`] multiplies them: plain numbers, or quantized weights with activations in int8 once. Of what
+    /// int8 twice is more exact by, f16 would leave little.
+    pub fn fit_coop(self) -> bool {
+        let quantized = Format::of(self.ty).is_some_and(|format| format.decode == Decode::Quants);
+        match self.acts {
+            Acts::F32 => !quantized,
+            Acts::Int8 => quantized,
+            Acts::Int8Twice => false,
+        }
+    }
 }
 
 /// How a product reads its activations.
@@ -286,6 +302,20 @@ pub enum Kernel {
         /// Each tile has its own matrix.
         experts: bool,
     },
+    /// Product with many tokens by cooperative matrices: tiles of 64 tokens.
+    CoopMat {
+        /// Types; see [`Operands::fit_coop`].
+        operands: Operands,
+        /// Threads of a workgroup: see [`Kernel::coop_threads`].
+        threads: u32,
+        /// Each tile has its own matrix.
+        experts: bool,
+    },
+    /// Finding the largest absolute weight.
+    Peak {
+        /// Type of the weights, one of [`crate::FORMATS`].
+        ty: GgmlType,
+    },
 }
 
 /// A binding: its number, and whether kernels only read it.
@@ -321,6 +351,8 @@ impl Kernel {
             Kernel::SigmoidGate => "sigmoid_gate.wgsl",
             Kernel::MatVec { .. } => "matvec.wgsl",
             Kernel::MatMat { .. } => "matmat.wgsl",
+            Kernel::CoopMat { .. } => "coopmat.wgsl",
+            Kernel::Peak { .. } => "peak.wgsl",
         }
     }
 
@@ -333,8 +365,15 @@ impl Kernel {
             Kernel::Attend { shape, .. } => shape.threads(),
             Kernel::Best(BestStep::Slices) => 64,
             Kernel::Best(BestStep::Threshold | BestStep::Collect | BestStep::Sort) => 256,
-            Kernel::MatVec { threads, .. } => *threads,
+            Kernel::MatVec { threads, .. } | Kernel::CoopMat { threads, .. } => *threads,
+            Kernel::Peak { .. } => 64,
         }
+    }
+
+    /// Threads that [`Kernel::CoopMat`] takes where subgroups have up to `subgroup` of them: no fewer than four subgroups, and
+    /// a thread for each row and each token of a tile. A multiple of all sizes of subgroups, so that all are full.
+    pub fn coop_threads(subgroup: u32) -> u32 {
+        (4 * subgroup.min(1024).next_power_of_two()).max(128)
     }
 
     /// What is bound, all storage buffers of group 0.
@@ -367,7 +406,8 @@ impl Kernel {
             Kernel::Route { .. } => bindings(&[(0, false), (1, false)]),
             Kernel::Group { .. } => bindings(&[(0, true), (1, false), (2, false)]),
             Kernel::Combine | Kernel::SigmoidGate => bindings(&[(0, true), (1, true), (2, false)]),
-            Kernel::MatVec { experts, .. } | Kernel::MatMat { experts, .. } => {
+            Kernel::Peak { .. } => bindings(&[(0, true), (1, true), (2, true), (5, false)]),
+            Kernel::MatVec { experts, .. } | Kernel::MatMat { experts, .. } | Kernel::CoopMat { experts, .. } => {
                 let mut list = vec![(0, true), (1, true), (2, true), (3, true), (5, false)];
                 // Experts have no biases.
                 list.push(if *experts { (6, true) } else { (4, true) });
@@ -423,6 +463,15 @@ impl Kernel {
                 settings.operands(*operands);
                 settings.flag("EXPERTS", *experts);
                 settings.flag("WIDE", *wide);
+            }
+            Kernel::CoopMat { operands, threads: _, experts } => {
+                settings.operands(*operands);
+                settings.flag("EXPERTS", *experts);
+                settings.flag("WIDE", true);
+            }
+            Kernel::Peak { ty } => {
+                settings.operands(Operands { ty: *ty, acts: Acts::F32 });
+                settings.flag("EXPERTS", false);
             }
         }
         settings.compose(self.file())

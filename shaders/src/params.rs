@@ -46,6 +46,12 @@ pub const ADD: u32 = 1;
 /// [`ProductParams::flags`]: there is a bias.
 pub const BIAS: u32 = 2;
 
+/// [`ProductParams::flags`]: the power of two, from -126 to 126, that [`Kernel::CoopMat`](crate::Kernel::CoopMat) multiplies
+/// weights by so that they fit f16; other kernels do not look at it.
+pub fn weight_exponent(e: i32) -> u32 {
+    (e as u32) << 16
+}
+
 params! {
     /// Of `quantize.wgsl`.
     QuantizeParams { first: u32, groups: u32, in_stride: u32 }

@@ -7,10 +7,13 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use tandem_shaders::{Acts, BestStep, Cache, Decode, FORMATS, HeadShape, Kernel, Operands, Pairing, SOURCES, params};
 
-/// What wgpu asks naga to check for a device with the features that the backend asks for.
-fn capabilities(subgroups: bool) -> Capabilities {
+/// What wgpu asks naga to check for a device with the features that the backend asks for, as far as a kernel is told that it
+/// has them.
+fn capabilities(kernel: &Kernel) -> Capabilities {
     let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    let cooperative = matches!(kernel, Kernel::CoopMat { .. });
+    capabilities.set(Capabilities::SUBGROUP, cooperative || matches!(kernel, Kernel::MatVec { subgroups: true, .. }));
+    capabilities.set(Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX, cooperative);
     capabilities
 }
 
@@ -58,8 +61,11 @@ fn variants() -> Vec<Kernel> {
             }
         }
     }
+    all.extend(FORMATS.iter().map(|f| Kernel::Peak { ty: f.ty }));
     for operands in operands() {
         for experts in bools {
+            let threads = [8, 32, 64].map(Kernel::coop_threads).into_iter().filter(|_| operands.fit_coop());
+            all.extend(threads.map(|threads| Kernel::CoopMat { operands, threads, experts }));
             all.extend(bools.map(|wide| Kernel::MatMat { operands, wide, experts }));
         }
         for (subgroups, threads) in bools.into_iter().flat_map(|s| [8, 32, 64, 128].map(|threads| (s, threads))) {
@@ -76,11 +82,29 @@ fn check(kernel: &Kernel) -> (Module, ModuleInfo) {
     let text = kernel.source().unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
     let module =
         naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{kernel:?}:\n{}", e.emit_to_string(&text)));
-    let subgroups = matches!(kernel, Kernel::MatVec { subgroups: true, .. });
-    let info = Validator::new(ValidationFlags::all(), capabilities(subgroups))
+    let info = Validator::new(ValidationFlags::all(), capabilities(kernel))
         .validate(&module)
         .unwrap_or_else(|e| panic!("{kernel:?}:\n{}", e.emit_to_string(&text)));
     (module, info)
+}
+
+/// Translates to SPIR-V, and asks for nothing but what Vulkan drivers with cooperative matrices have.
+fn translate(kernel: &Kernel, module: &Module, info: &ModuleInfo) {
+    use naga::back::spv::{Capability, Options, write_vec};
+    let allowed = [
+        Capability::Shader,
+        Capability::Int8,
+        Capability::Float16,
+        Capability::StorageBuffer16BitAccess,
+        Capability::UniformAndStorageBuffer16BitAccess,
+        Capability::GroupNonUniform,
+        Capability::VulkanMemoryModel,
+        Capability::CooperativeMatrixKHR,
+    ];
+    let options =
+        Options { lang_version: (1, 4), capabilities: Some(allowed.into_iter().collect()), ..Options::default() };
+    let words = write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
+    assert_eq!(words[0], 0x0723_0203, "{kernel:?}: SPIR-V's magic number");
 }
 
 /// Size and field names of the immediate values that a shader declares.
@@ -106,7 +130,9 @@ fn declared(kernel: &Kernel) -> (usize, &'static [&'static str]) {
         Kernel::Group { .. } => (size_of::<GroupParams>(), GroupParams::FIELDS),
         Kernel::Combine => (size_of::<CombineParams>(), CombineParams::FIELDS),
         Kernel::SigmoidGate => (size_of::<SigmoidGateParams>(), SigmoidGateParams::FIELDS),
-        Kernel::MatVec { .. } | Kernel::MatMat { .. } => (size_of::<ProductParams>(), ProductParams::FIELDS),
+        Kernel::MatVec { .. } | Kernel::MatMat { .. } | Kernel::CoopMat { .. } | Kernel::Peak { .. } => {
+            (size_of::<ProductParams>(), ProductParams::FIELDS)
+        }
     }
 }
 
@@ -115,6 +141,9 @@ fn every_variant_is_valid_and_is_what_the_host_takes_it_for() {
     let all = variants();
     for kernel in &all {
         let (module, info) = check(kernel);
+        if matches!(kernel, Kernel::CoopMat { .. }) {
+            translate(kernel, &module, &info);
+        }
         let (size, fields) = immediates(&module);
         let (host_size, host_fields) = declared(kernel);
         assert_eq!(size as usize, host_size, "{kernel:?}");

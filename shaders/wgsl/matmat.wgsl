@@ -4,54 +4,12 @@
 // Threads form a square: x picks rows x, x + 16, x + 32, x + 48, y picks token y (and y + 16, y + 32, y + 48 in WIDE
 // tiles): neighbours read neighbouring vectors of workgroup memory.
 //
-// Of experts, a tile's tokens are (token, expert) pairs of one expert, as `group.wgsl` sorted them.
-//
-// Dispatch: x numbers the tiles of rows, y those of tokens.
+// Dispatch: as `tile.wgsl` says.
 
 #include "product.wgsl"
 #include "decode.wgsl"
 #include "unit.wgsl"
-
-const ROWS = 64u;
-#if WIDE
-const TOKENS = 64u;
-#else
-const TOKENS = 16u;
-#endif
-
-// What a workgroup computes.
-struct Tile {
-    // Its first row, and the first row of the matrix in the buffer.
-    row: u32,
-    matrix: u32,
-    // Its first token, or the first place in `order`; and how many there are, up to TOKENS.
-    token: u32,
-    n_tokens: u32,
-}
-
-// The word where the weights of a row begin. Rows beyond the end repeat the last one; their results are not written.
-fn weight_row(tile: Tile, row: u32) -> u32 {
-    return (tile.matrix + min(tile.row + row, p.n_rows - 1u)) * p.row_words + TABLE;
-}
-
-// The row of `y` that a token's results go to; those beyond the end repeat the last one.
-fn out_row(tile: Tile, token: u32) -> u32 {
-    let at = tile.token + min(token, tile.n_tokens - 1u);
-#if EXPERTS
-    return order[at];
-#else
-    return at;
-#endif
-}
-
-// The row of `acts` that a token's activations are in.
-fn act_row(tile: Tile, token: u32) -> u32 {
-#if EXPERTS
-    return out_row(tile, token) / p.pairs_per_row;
-#else
-    return out_row(tile, token);
-#endif
-}
+#include "tile.wgsl"
 
 #if INT8
 // Groups per step, and units of the inner loop in them.
@@ -183,28 +141,22 @@ fn rows_dot(w0: W, w1: W, w2: W, w3: W, a: X) -> vec4<f32> {
 
 fn finish_rows(tile: Tile, x: u32, token: u32, sums: vec4<f32>) {
     for (var i = 0u; i < 4u; i++) {
-        let row = tile.row + x + 16u * i;
-        if token < tile.n_tokens && row < p.n_rows {
-            finish(row, out_row(tile, token), sums[i]);
-        }
+        finish_at(tile, x + 16u * i, token, sums[i]);
     }
 }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
 #if EXPERTS
+    // Here and not in a function: a kernel must be seen to return by whole workgroups.
     if id.y >= tiles[0].x {
         return;
     }
-    let place = tiles[id.y + 1u];
-    let expert = place.x - p.first_expert;
-    if expert >= p.n_experts {
+    if tiles[id.y + 1u].x - p.first_expert >= p.n_experts {
         return;
     }
-    let tile = Tile(id.x * ROWS, expert * p.n_rows, place.y, place.z);
-#else
-    let tile = Tile(id.x * ROWS, 0u, id.y * TOKENS, min(TOKENS, p.n_tokens - id.y * TOKENS));
 #endif
+    let tile = tile_at(id.x, id.y);
     let x = lane % 16u;
     let y = lane / 16u;
     // Of each token its four rows. Written out, for a compiler that leaves loops as they are would keep an array of them

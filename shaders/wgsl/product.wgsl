@@ -24,7 +24,7 @@ struct Params {
     out_stride: u32,
     // Row of `y` that the first token's results go to.
     out_first: u32,
-    // ADD, BIAS.
+    // ADD, BIAS. The upper half: `weight_exponent`.
     flags: u32,
     // Index in `bias` of the first row's.
     bias_first: u32,
@@ -43,6 +43,11 @@ const ADD = 1u;
 const BIAS = 2u;
 
 var<immediate> p: Params;
+
+// The power of two that makes the weights fit f16.
+fn weight_exponent() -> i32 {
+    return bitcast<i32>(p.flags) >> 16u;
+}
 
 @group(0) @binding(0) var<storage, read> words: array<u32>;
 @group(0) @binding(1) var<storage, read> pairs: array<vec2<u32>>;

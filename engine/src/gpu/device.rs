@@ -2,13 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tandem_shaders::Kernel;
+
 use super::error::GpuError;
 
 /// The APIs tried. OpenGL is left out: its software fallback would look like a GPU.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 /// What kernels use where it is offered.
-const WANTED: wgpu::Features =
-    wgpu::Features::IMMEDIATES.union(wgpu::Features::SUBGROUP).union(wgpu::Features::PIPELINE_CACHE);
+const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::PIPELINE_CACHE);
 /// Bytes of values passed with each dispatch; what any adapter with the feature offers.
 pub(super) const IMMEDIATE_BYTES: u32 = 128;
 
@@ -67,7 +71,7 @@ pub struct AdapterInfo {
     pub subgroups: bool,
     /// 16-bit floats in kernels.
     pub shader_f16: bool,
-    /// Cooperative matrices (tensor cores).
+    /// Cooperative matrices (tensor cores) of the kind that the kernels use: 16 x 16 of f16, summed in f32.
     pub cooperative_matrices: bool,
     /// Compiled kernels can be kept on disk.
     pub pipeline_cache: bool,
@@ -129,7 +133,7 @@ fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         subgroup_sizes: (info.subgroup_min_size, info.subgroup_max_size),
         subgroups: features.contains(wgpu::Features::SUBGROUP),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
-        cooperative_matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        cooperative_matrices: offers_cooperative_matrices(adapter),
         pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
         unusable: unusable(adapter),
         max_buffer: limits.max_buffer_size,
@@ -137,6 +141,21 @@ fn describe(adapter: &wgpu::Adapter) -> AdapterInfo {
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         memory: memory(adapter),
     }
+}
+
+/// Whether an adapter offers all that [`Kernel::CoopMat`] needs.
+fn offers_cooperative_matrices(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        .union(wgpu::Features::SHADER_F16)
+        .union(wgpu::Features::SUBGROUP);
+    let threads = Kernel::coop_threads(adapter.get_info().subgroup_max_size);
+    let is_used = |p: &wgpu::CooperativeMatrixProperties| {
+        (p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type) == (16, 16, 16, F16, F32)
+    };
+    adapter.features().contains(needed)
+        && adapter.cooperative_matrix_properties().iter().any(is_used)
+        && threads <= adapter.limits().max_compute_invocations_per_workgroup
 }
 
 /// Why the kernels cannot run on an adapter.
@@ -210,11 +229,20 @@ impl Gpu {
         if let Some(why) = &info.unusable {
             return Err(GpuError::Unusable { adapter: info.name, why: why.clone() });
         }
+        let mut features = adapter.features() & WANTED;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if info.cooperative_matrices {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: what is experimental may go wrong in ways that wgpu does not rule out. One kernel uses it, keeps to the
+            // rules of Vulkan for it (uniform control flow, aligned rows, memory of its own workgroup), and is only used where
+            // its results on this device are right.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let desc = wgpu::DeviceDescriptor {
             label: None,
-            required_features: adapter.features() & WANTED,
+            required_features: features,
             required_limits: adapter.limits(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: experimental,
             // Small blocks: what is taken is what the ledger says.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,

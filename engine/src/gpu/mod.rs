@@ -2,6 +2,7 @@
 
 mod buffers;
 mod compile;
+mod coop;
 mod device;
 mod disk_cache;
 mod error;
@@ -58,6 +59,8 @@ pub struct GpuOptions {
     pub binding_limit: Option<u64>,
     /// Whether to use subgroup arithmetic; what the adapter offers by default. Tests run both.
     pub subgroups: Option<bool>,
+    /// Whether to use cooperative matrices; where the adapter offers them by default. Tests run kernels that only pretend to.
+    pub cooperative: Option<bool>,
     /// Changes a kernel's source before it is compiled, given its file's name: how tests plant a wrong one.
     #[doc(hidden)]
     pub edit_kernel: Option<fn(&str, String) -> String>,
@@ -74,6 +77,7 @@ impl Default for GpuOptions {
             pipeline_cache: None,
             binding_limit: None,
             subgroups: None,
+            cooperative: None,
             edit_kernel: None,
         }
     }
@@ -136,6 +140,7 @@ pub struct GpuBackend {
     program: Arc<Program>,
     options: GpuOptions,
     name: String,
+    warnings: Vec<String>,
     memory: MemoryReport,
     tuning: Tuning,
     /// By block; only those placed here.
@@ -173,6 +178,7 @@ impl GpuBackend {
         let (buffers, allocated) = Buffers::new(&gpu, &layout)?;
         buffers.fill(&gpu, gguf, program, &layout, progress)?;
         let mut compiler = Compiler::new(&gpu, program, &layout, &buffers, &options, tuning);
+        let warnings = compiler.use_cooperative_matrices()?.into_iter().collect();
         let mut ops: Vec<Option<Vec<Op>>> = program.blocks.iter().map(|_| None).collect();
         for block in blocks.iter().cloned().flatten() {
             ops[block] = Some(compiler.block(block)?);
@@ -186,6 +192,7 @@ impl GpuBackend {
             gguf: gguf.clone(),
             program: program.clone(),
             name: format!("GPU ({}, {})", gpu.info.name, gpu.info.api),
+            warnings,
             memory,
             tuning,
             ops,
@@ -227,6 +234,10 @@ fn embedding(
 impl Backend for GpuBackend {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     fn run(&mut self, blocks: Range<usize>, batch: &Batch<'_>, hidden: &mut Hidden) -> Result<()> {

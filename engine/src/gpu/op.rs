@@ -49,7 +49,7 @@ pub(super) struct ProductPart {
 /// A matrix product.
 pub(super) struct Product {
     pub(super) parts: Vec<ProductPart>,
-    /// For one token, for [`MATVEC_TOKENS`], for [`NARROW_TOKENS`], for more.
+    /// For one token, for [`MATVEC_TOKENS`], for [`NARROW_TOKENS`], for more: that may be cooperative matrices.
     pub(super) pipelines: [Pipeline; 4],
     /// Results go to rows from 0 on, and not to those of the activations.
     pub(super) from_first_row: bool,
@@ -196,7 +196,8 @@ impl Bind {
     }
 }
 
-fn dispatch(
+/// Records one dispatch.
+pub(super) fn dispatch(
     recorder: &mut wgpu::ComputePass<'_>,
     pipeline: &Pipeline,
     group: &wgpu::BindGroup,

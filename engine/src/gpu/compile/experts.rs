@@ -80,13 +80,21 @@ impl Compiler<'_> {
         for product in self.layout.products[&(state.block, s)].clone() {
             let to = Rows { column: to.column + product.first, ..to };
             let acts = self.acts_of(state, s, product.matrix);
-            let op = self.expert_product(product.matrix, acts, from, to)?;
+            let wide = self.wide_kernel(state, s, product.matrix);
+            let op = self.expert_product(product.matrix, acts, from, to, wide)?;
             state.ops.push(op);
         }
         Ok(())
     }
 
-    fn expert_product(&mut self, matrix: usize, acts: Acts, from: Rows, to: Rows) -> Result<Op> {
+    fn expert_product(
+        &mut self,
+        matrix: usize,
+        acts: Acts,
+        from: Rows,
+        to: Rows,
+        (wide, flags): (Kernel, u32),
+    ) -> Result<Op> {
         let spec = &self.layout.matrices[matrix];
         let experts = self.experts();
         let operands = Operands { ty: spec.format.ty, acts };
@@ -94,11 +102,12 @@ impl Compiler<'_> {
         let pipelines = [
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups, experts: true })?,
             self.pipelines.get(Kernel::MatMat { operands, wide: false, experts: true })?,
-            self.pipelines.get(Kernel::MatMat { operands, wide: true, experts: true })?,
+            self.pipelines.get(wide)?,
         ];
         let params = ProductParams {
             n_rows: spec.n_out as u32,
             column: to.column as u32,
+            flags,
             pairs_per_row: (experts.n_used / from.per_token) as u32,
             ..self.product_params(spec, from, to, acts)
         };

@@ -9,9 +9,10 @@ mod product;
 
 use tandem_models::{Program, Reg, Step, Vector, WeightId};
 use tandem_shaders::params::{ADD, NormParams};
-use tandem_shaders::{Acts, BestStep, GROUP, Kernel};
+use tandem_shaders::{Acts, BestStep, GROUP, Kernel, Operands};
 
 use super::buffers::Buffers;
+use super::coop::{Choice, Coop};
 use super::device::Gpu;
 use super::error::GpuError;
 use super::kernels::{Bound, Pipelines};
@@ -23,12 +24,14 @@ use attend::Heads;
 
 /// Everything that steps are compiled with.
 pub(super) struct Compiler<'a> {
+    gpu: &'a Gpu,
     pub(super) program: &'a Program,
     pub(super) layout: &'a Layout,
     pub(super) buffers: &'a Buffers,
     pub(super) options: &'a GpuOptions,
     pub(super) tuning: Tuning,
     pub(super) pipelines: Pipelines<'a>,
+    coop: Coop,
 }
 
 /// A block being compiled.
@@ -93,7 +96,16 @@ impl<'a> Compiler<'a> {
         tuning: Tuning,
     ) -> Compiler<'a> {
         let pipelines = Pipelines::new(gpu, options.pipeline_cache.as_deref(), options.edit_kernel);
-        Compiler { program, layout, buffers, options, tuning, pipelines }
+        Compiler { gpu, program, layout, buffers, options, tuning, pipelines, coop: Coop::default() }
+    }
+
+    /// Lets the products of the blocks compiled from here on use cooperative matrices, where the device offers them. If it
+    /// does and they cannot be used, a text says why.
+    pub(super) fn use_cooperative_matrices(&mut self) -> Result<Option<String>> {
+        let Compiler { gpu, program, layout, buffers, options, .. } = *self;
+        let (coop, why) = Choice { gpu, program, layout, buffers, options }.make(&mut self.pipelines)?;
+        self.coop = coop;
+        Ok(why)
     }
 
     /// The operations of a block. Embedding is none: the host looks tokens up.
@@ -188,6 +200,15 @@ impl<'a> Compiler<'a> {
     /// How step `s` reads activations for its product with a matrix.
     fn acts_of(&self, state: &State<'_>, s: usize, matrix: usize) -> Acts {
         self.layout.matrices[matrix].acts(self.options.precision, is_head(&state.steps[s]))
+    }
+
+    /// The kernel for wide tiles of step `s`'s product with a matrix, and what its parameters' flags say to it.
+    fn wide_kernel(&self, state: &State<'_>, s: usize, matrix: usize) -> (Kernel, u32) {
+        let spec = &self.layout.matrices[matrix];
+        let operands = Operands { ty: spec.format.ty, acts: self.acts_of(state, s, matrix) };
+        let experts = spec.n_expert.is_some();
+        let coop = self.coop.kernel(&state.steps[s], matrix, operands, experts);
+        coop.unwrap_or((Kernel::MatMat { operands, wide: true, experts }, 0))
     }
 
     /// As what the first product after step `s` that reads `reg` as int8 does so, before anything else is written there;

@@ -2,7 +2,7 @@
 
 use tandem_models::{Activation, Reg, Step};
 use tandem_shaders::params::{BIAS, GluParams, ProductParams, QuantizeParams};
-use tandem_shaders::{Acts, Format, GROUP, Kernel, Operands};
+use tandem_shaders::{Acts, GROUP, Kernel, Operands};
 
 use super::super::error::GpuError;
 use super::super::kernels::{Bound, Pipeline};
@@ -26,7 +26,8 @@ impl Compiler<'_> {
         for product in self.layout.products[&(state.block, s)].clone() {
             let to = Rows { column: to.column + product.first, ..to };
             let acts = self.acts_of(state, s, product.matrix);
-            let op = self.product(product.matrix, acts, input, to, (flags, cap))?;
+            let (wide, exponent) = self.wide_kernel(state, s, product.matrix);
+            let op = self.product(product.matrix, acts, input, to, wide, (flags | exponent, cap))?;
             state.ops.push(op);
         }
         state.written(&written(&state.steps[s]));
@@ -59,14 +60,22 @@ impl Compiler<'_> {
         Err(GpuError::Unsupported { what: format!("a product with register {reg:?}") }.into())
     }
 
-    fn product(&mut self, matrix: usize, acts: Acts, input: Reg, to: Rows, (flags, cap): (u32, f32)) -> Result<Op> {
+    fn product(
+        &mut self,
+        matrix: usize,
+        acts: Acts,
+        input: Reg,
+        to: Rows,
+        wide: Kernel,
+        (flags, cap): (u32, f32),
+    ) -> Result<Op> {
         let spec = &self.layout.matrices[matrix];
         let from = self.rows(input);
         self.check_operand(input, from)?;
         if from.buf == to.buf {
             return Err(GpuError::Unsupported { what: format!("a product from register {input:?} to itself") }.into());
         }
-        let pipelines = self.product_pipelines(spec, acts)?;
+        let pipelines = self.product_pipelines(spec, acts, wide)?;
         let bound_acts = self.acts(3, from, acts);
         let bias = Bound {
             number: 4,
@@ -109,22 +118,10 @@ impl Compiler<'_> {
             Acts::F32 => from.stride / 4,
             Acts::Int8 | Acts::Int8Twice => spec.n_in / GROUP * (acts.group_bytes() / 16),
         };
-        let mut planes = [0; 4];
-        let offsets = spec.format.offsets(spec.n_in);
-        for (plane, offset) in planes.iter_mut().zip(&offsets[1..]) {
-            *plane = (*offset / 4) as u32;
-        }
-        ProductParams {
-            planes,
-            row_words: (spec.row_bytes() / 4) as u32,
-            groups: Format::groups(spec.n_in) as u32,
-            act_stride: act_stride as u32,
-            out_stride: to.stride as u32,
-            ..ProductParams::default()
-        }
+        ProductParams { act_stride: act_stride as u32, out_stride: to.stride as u32, ..spec.params() }
     }
 
-    fn product_pipelines(&mut self, spec: &MatrixSpec, acts: Acts) -> Result<[Pipeline; 4]> {
+    fn product_pipelines(&mut self, spec: &MatrixSpec, acts: Acts, wide: Kernel) -> Result<[Pipeline; 4]> {
         let operands = Operands { ty: spec.format.ty, acts };
         let threads = self.tuning.matvec_threads(spec);
         let subgroups = self.tuning.subgroups;
@@ -132,7 +129,7 @@ impl Compiler<'_> {
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 1, subgroups, experts: false })?,
             self.pipelines.get(Kernel::MatVec { operands, threads, cols: 4, subgroups, experts: false })?,
             self.pipelines.get(Kernel::MatMat { operands, wide: false, experts: false })?,
-            self.pipelines.get(Kernel::MatMat { operands, wide: true, experts: false })?,
+            self.pipelines.get(wide)?,
         ])
     }
 

@@ -182,6 +182,13 @@ impl Plan {
         self.add(ty, WeightRole::Experts { n_expert }, n_in, n_out, bytes)
     }
 
+    /// A matrix of plain numbers, times `scale`.
+    pub(super) fn scaled(&mut self, n_in: usize, n_out: usize, scale: f32) -> Linear {
+        let bytes = self.random.floats(n_in * n_out).iter().flat_map(|x| (scale * x).to_le_bytes()).collect();
+        let weight = self.add(GgmlType::F32, WeightRole::Matrix, n_in, n_out, bytes);
+        Linear { weight, bias: None, scale: 1.0 }
+    }
+
     /// A random vector.
     pub(super) fn vector(&mut self, n: usize) -> WeightId {
         let bytes = self.random.floats(n).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -362,6 +369,13 @@ impl Bench {
     /// Runs a block on both for `n` tokens and compares every register. Where the products read int8 activations, the
     /// reference is given `int8`, a register, rounded to what the device makes of it.
     pub(super) fn check(&mut self, block: usize, n: usize, int8: Option<Reg>, limit: f64, what: &str) {
+        for (reg, error) in self.errors(block, n, int8) {
+            assert!(error <= limit, "{what}, {n} tokens: register {reg:?} is off by {error:.1e} (limit {limit:.0e})");
+        }
+    }
+
+    /// The errors that [`Bench::check`] looks at.
+    pub(super) fn errors(&mut self, block: usize, n: usize, int8: Option<Reg>) -> Vec<(Reg, f64)> {
         let before = self.registers(n);
         let (got, _) = self.on_gpu(block, &before, n, 0..n);
         let mut regs = before.clone();
@@ -372,10 +386,7 @@ impl Bench {
         if let Some(reg) = int8 {
             regs.insert(reg, before[&reg].clone());
         }
-        for (reg, got) in &got {
-            let error = nmse(&regs[reg], got);
-            assert!(error <= limit, "{what}, {n} tokens: register {reg:?} is off by {error:.1e} (limit {limit:.0e})");
-        }
+        got.iter().map(|(reg, got)| (*reg, nmse(&regs[reg], got))).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod attention;
 mod bench;
+mod coop;
 mod experts;
 mod products;
 mod rest;
