@@ -68,7 +68,8 @@ impl Codes {
             Q2_0 => (4, |i| vec![packed(offset_of!(low_bit::Q2_0, qs), 2, i)]),
             // The fourth quant is not used.
             TQ2_0 => (3, |i| vec![layered(offset_of!(Tq2, qs), (2, 32, 128), i)]),
-            _ => return None,
+            F32 | F16 | BF16 | IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | TQ1_0 => return None,
+            Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => return None,
         };
         let block = ty.block_size();
         let fields = (0..block).map(fields).collect();

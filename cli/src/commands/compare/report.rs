@@ -96,7 +96,7 @@ fn kl_chart(divergence: &Divergence, summary: &Summary) -> String {
     let at = |bin: i64| bin as f64 / BARS_PER_DECADE;
     let most = counts.values().copied().max().unwrap_or(1) as f64;
     let x = Axis { title: "KL divergence, nats", from: at(first), to: at(last + 1), log: true };
-    let y = Axis { title: "tokens", from: 0.0, to: 1.08 * most, log: false };
+    let y = Axis { title: "tokens", from: 0.0, to: 1.2 * most, log: false };
     let mut chart = Chart::new(x, y);
     for (bin, count) in counts {
         let title = format!("{:.2e} to {:.2e}: {count} tokens", 10f64.powf(at(bin)), 10f64.powf(at(bin + 1)));
@@ -216,7 +216,7 @@ td, th { padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; border-bottom: 1px
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 details { margin-top: 2rem; overflow-x: auto; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--ink); }
+svg text { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
 .grid { stroke: var(--faint); } .bar { fill: var(--bar); } .error { stroke: var(--ink); }
 .mark { stroke: var(--mark); stroke-dasharray: 4 3; stroke-width: 1.5; }
 .path { fill: none; stroke-width: 1.5; stroke: var(--c); } .dot { fill: var(--c); fill-opacity: 0.75; }
