@@ -8,4 +8,5 @@ mod bench;
 mod experts;
 mod products;
 mod rest;
+mod scales;
 mod whole;
