@@ -6,6 +6,7 @@
 mod attention;
 mod bench;
 mod experts;
+mod failures;
 mod products;
 mod rest;
 mod scales;
