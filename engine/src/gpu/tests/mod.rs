@@ -7,6 +7,7 @@ mod attention;
 mod bench;
 mod experts;
 mod failures;
+mod memory;
 mod products;
 mod rest;
 mod scales;
