@@ -207,6 +207,27 @@ fn bench_takes_a_list_of_layers() {
     }
 }
 
+/// In the table, rows can be told apart.
+#[test]
+fn bench_shows_the_layers_where_there_are_several() {
+    if gpus().is_empty() {
+        return;
+    }
+    let args = ["bench", "-m", tiny::model(), "-p", "8", "-n", "4", "-r", "1", "-ngl"];
+    let table = |layers| -> Vec<Vec<String>> {
+        let text = tandem(&[&args[..], &[layers]].concat()).ok();
+        let rows = text.lines().filter(|line| line.starts_with('|'));
+        rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    };
+    let rows = table("0,1,all");
+    let (ngl, test) = (5, 6);
+    assert_eq!((rows[0][ngl].as_str(), rows[0][test].as_str()), ("ngl", "test"));
+    let cells: Vec<(&str, &str)> = rows[2..].iter().map(|row| (row[ngl].as_str(), row[test].as_str())).collect();
+    let wanted = ["0", "1", "all"].into_iter().flat_map(|n| [(n, "pp8"), (n, "tg4")]);
+    assert_eq!(cells, wanted.collect::<Vec<_>>());
+    assert!(!table("1")[0].contains(&"ngl".to_owned()));
+}
+
 #[test]
 fn verify_compares_every_block() {
     let verify = |options: &[&str]| tandem(&[&["verify", "-m", tiny::model()], options].concat());
