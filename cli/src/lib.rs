@@ -25,6 +25,8 @@ use clap::Parser;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     quiet_drivers();
+    #[cfg(feature = "gpu")]
+    tandem_engine::gpu::hide_caught_panics();
     let cli = match args::Cli::try_parse_from(args::with_long_options(std::env::args_os())) {
         Ok(cli) => cli,
         // Usage errors, and help and version, which clap treats alike. A closed pipe is no reason to complain.

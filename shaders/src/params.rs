@@ -37,7 +37,7 @@ params! {
         first_expert: u32,
         n_experts: u32,
         pairs_per_row: u32,
-        unused: u32,
+        scale_first: u32,
     }
 }
 
@@ -45,6 +45,8 @@ params! {
 pub const ADD: u32 = 1;
 /// [`ProductParams::flags`]: there is a bias.
 pub const BIAS: u32 = 2;
+/// [`ProductParams::flags`]: rows have scales.
+pub const SCALE: u32 = 4;
 
 /// [`ProductParams::flags`]: the power of two, from -126 to 126, that [`Kernel::CoopMat`](crate::Kernel::CoopMat) multiplies
 /// weights by so that they fit f16; other kernels do not look at it.

@@ -1,4 +1,4 @@
-// y = W x + b: what the kernels of a matrix product share: parameters, bindings, and what becomes of a sum.
+// y = s W x + b: what the kernels of a matrix product share: parameters, bindings, and what becomes of a sum.
 //
 // A buffer of weights begins with the TABLE words that its type looks things up in. A row of W is packed in planes (see
 // `formats.rs`); its groups are 32 weights each. The same buffer is bound three times, so that a snippet reads one, two or
@@ -24,7 +24,7 @@ struct Params {
     out_stride: u32,
     // Row of `y` that the first token's results go to.
     out_first: u32,
-    // ADD, BIAS. The upper half: `weight_exponent`.
+    // ADD, BIAS, SCALE. The upper half: `weight_exponent`.
     flags: u32,
     // Index in `bias` of the first row's.
     bias_first: u32,
@@ -35,12 +35,13 @@ struct Params {
     first_expert: u32,
     n_experts: u32,
     pairs_per_row: u32,
-    // The vector at the start makes the size a multiple of 16 bytes.
-    unused: u32,
+    // Index in `bias` of the first row's scale.
+    scale_first: u32,
 }
 
 const ADD = 1u;
 const BIAS = 2u;
+const SCALE = 4u;
 
 var<immediate> p: Params;
 
@@ -54,6 +55,7 @@ fn weight_exponent() -> i32 {
 @group(0) @binding(2) var<storage, read> quads: array<vec4<u32>>;
 #if EXPERTS
 #else
+// Biases of the rows, and scales of the rows where files have one for a whole matrix.
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 #endif
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
@@ -71,6 +73,9 @@ fn finish(row: u32, token: u32, sum: f32) {
     var value = sum;
 #if EXPERTS
 #else
+    if (p.flags & SCALE) != 0u {
+        value *= bias[p.scale_first + row];
+    }
     if (p.flags & BIAS) != 0u {
         value += bias[p.bias_first + row];
     }

@@ -31,8 +31,17 @@ fn other_formats() {
     let lines = |format| bench(format).lines().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines("md").len(), 5);
     assert!(lines("md")[2].contains("pp8"));
+    assert!(!lines("md")[0].contains("threads"));
     assert!(lines("csv")[0].starts_with("model,"));
     assert_eq!(lines("jsonl").len(), 1);
+}
+
+/// What is a list is a column.
+#[test]
+fn numbers_of_threads_are_shown_where_there_are_several() {
+    let table = tandem(&["bench", "-m", tiny::model(), "-p", "8", "-n", "0", "-r", "1", "-ngl", "0", "-t", "1,2"]).ok();
+    let rows: Vec<Vec<&str>> = table.lines().map(|row| row.split('|').map(str::trim).collect()).collect();
+    assert_eq!([rows[0][5], rows[2][5], rows[3][5]], ["threads", "1", "2"]);
 }
 
 #[test]

@@ -252,7 +252,8 @@ impl Walk<'_> {
             isa: None,
             inputs: None,
         };
-        CpuBackend::load(&self.view, &program, &[0..1], options, &mut |_| ())
+        let only = std::slice::from_ref(&(0..1));
+        CpuBackend::load(&self.view, &program, only, options, &mut |_| ())
     }
 
     /// Runs a block up to a stage for each window, and lets `see` look at the registers.

@@ -238,7 +238,7 @@ mod tests {
         let mut want = vec![0; 2 * codes.bytes()];
         for (x, want) in x.chunks_exact(32).zip(want.chunks_exact_mut(codes.bytes())) {
             let mut w = vec![0.0; 32];
-            weigh(x, &vec![1.0; 32], &mut w);
+            weigh(x, &[1.0; 32], &mut w);
             encode(x, &w, Method::Search, want);
         }
         assert_eq!(got, want);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tandem_loader::{Gguf, TensorInfo};
-use tandem_models::{Program, WeightId};
+use tandem_models::{Linear, Program, WeightId};
 
 use super::device::Gpu;
 use super::error::GpuError;
@@ -228,6 +228,11 @@ fn vector_contents(
             bias.resize(end, 0.0);
         }
         contents.push((bytemuck::cast_slice(&bias).to_vec(), *at));
+    }
+    for (matrix, at) in &layout.scales {
+        let of_rows = |linear: &Linear| std::iter::repeat_n(linear.scale, program.weight(linear.weight).n_out);
+        let scales: Vec<f32> = layout.matrices[*matrix].linears.iter().flat_map(of_rows).collect();
+        contents.push((bytemuck::cast_slice(&scales).to_vec(), *at));
     }
     Ok(contents)
 }

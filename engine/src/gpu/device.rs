@@ -1,5 +1,7 @@
 //! Adapters: finding them without a display, describing them, opening one.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tandem_shaders::Kernel;
@@ -197,15 +199,44 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     }
 }
 
-/// What went wrong on the device outside of any call: a driver's error, or the loss of the device.
+/// What went wrong on the device, in a call or outside of any: a driver's error, or the loss of the device.
 #[derive(Debug, Clone, Default)]
-struct Trouble(Arc<Mutex<Option<GpuError>>>);
+pub(super) struct Trouble(Arc<Mutex<Option<GpuError>>>);
 
 impl Trouble {
-    /// Keeps the first one; what follows is its consequence.
-    fn note(&self, error: GpuError) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    /// Keeps the first one, and gives it back: what follows is its consequence.
+    pub(super) fn note(&self, error: GpuError) -> GpuError {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error).clone()
     }
+
+    fn first(&self) -> Option<GpuError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+thread_local! {
+    /// Whether this thread is in a call whose panic will be caught.
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls what may panic; `None` where it did. wgpu panics where a device is lost while work is waited for.
+pub(super) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+    let before = CATCHING.replace(true);
+    // What wgpu holds is not used again after this: the device is lost.
+    let result = catch_unwind(AssertUnwindSafe(call));
+    CATCHING.set(before);
+    result.ok()
+}
+
+/// Keeps messages of panics off stderr that this crate catches, and turns into errors of a lost device. It wraps the
+/// process's panic hook; a program calls it once.
+pub fn hide_caught_panics() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !CATCHING.get() {
+            hook(info);
+        }
+    }));
 }
 
 /// An open device.
@@ -215,7 +246,7 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     /// What it is.
     pub info: AdapterInfo,
-    trouble: Trouble,
+    pub(super) trouble: Trouble,
 }
 
 impl Gpu {
@@ -251,12 +282,11 @@ impl Gpu {
             .map_err(|e| GpuError::Open { adapter: info.name.clone(), message: e.to_string() })?;
         let trouble = Trouble::default();
         let (errors, lost) = (trouble.clone(), trouble.clone());
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| errors.note(e.into())));
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device is no trouble.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost.note(GpuError::Lost { message });
-            }
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            errors.note(e.into());
+        }));
+        device.set_device_lost_callback(move |_, message| {
+            lost.note(GpuError::of_loss(message));
         });
         Ok(Gpu { device, queue, info, trouble })
     }
@@ -267,9 +297,20 @@ impl Gpu {
     /// As for [`Gpu::check`].
     pub(super) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
         let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        let polled = self.device.poll(wait);
+        let polled = caught(|| self.device.poll(wait));
         self.check()?;
-        polled.map(|_| ()).map_err(|e| GpuError::Failed { message: format!("waiting for the device: {e}") })
+        match polled {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(e)) => Err(self.failed(format!("waiting for the device: {e}"))),
+            None => Err(self.trouble.note(GpuError::of_loss(String::new()))),
+        }
+    }
+
+    /// Notes a failure; returns what went wrong first.
+    pub(super) fn failed(&self, message: String) -> GpuError {
+        // A lost device refuses work without a word, and says that it is lost when it is asked again.
+        caught(|| self.device.poll(wgpu::PollType::Poll));
+        self.trouble.note(GpuError::Failed { message })
     }
 
     /// The first `bytes` of a buffer.
@@ -286,21 +327,16 @@ impl Gpu {
         let submission = self.queue.submit([encoder.finish()]);
         copy.map_async(wgpu::MapMode::Read, .., |_| ());
         self.wait(submission)?;
-        let failed = |e: wgpu::MapRangeError| GpuError::Failed { message: format!("reading a buffer: {e}") };
+        let failed = |e: wgpu::MapRangeError| self.failed(format!("reading a buffer: {e}"));
         Ok(copy.get_mapped_range(..).map_err(failed)?.to_vec())
     }
 
-    /// What went wrong since the last time this was asked.
+    /// What has gone wrong.
     ///
     /// # Errors
-    /// The first error of the device, or its loss. A lost device stays lost.
+    /// The first error of the device, or its loss. After one it is not used again: what its memory holds is not known.
     pub(super) fn check(&self) -> Result<(), GpuError> {
-        let mut trouble = self.trouble.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trouble {
-            None => Ok(()),
-            Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
-            Some(_) => Err(trouble.take().unwrap_or_else(|| unreachable!("it is there"))),
-        }
+        self.trouble.first().map_or(Ok(()), Err)
     }
 }
 

@@ -48,7 +48,7 @@ pub enum GpuError {
         message: String,
     },
     /// The driver reported an error.
-    #[error("the GPU failed: {message}")]
+    #[error("the GPU failed: {message}; start again, with -ngl 0 to leave it out")]
     Failed {
         /// What it said.
         message: String,
@@ -72,10 +72,25 @@ fn list(names: &[String]) -> String {
     text
 }
 
+impl GpuError {
+    /// Of a device's last message. A device whose memory runs out in the middle of work is given up by wgpu, too.
+    pub(super) fn of_loss(message: String) -> GpuError {
+        if message == wgpu::hal::DeviceError::OutOfMemory.to_string() {
+            return GpuError::none_left();
+        }
+        let message = if message.is_empty() { "it takes no more work".into() } else { message };
+        GpuError::Lost { message }
+    }
+
+    fn none_left() -> GpuError {
+        GpuError::OutOfMemory { message: "the driver has none left".into() }
+    }
+}
+
 impl From<wgpu::Error> for GpuError {
     fn from(error: wgpu::Error) -> GpuError {
         match error {
-            wgpu::Error::OutOfMemory { source } => GpuError::OutOfMemory { message: source.to_string() },
+            wgpu::Error::OutOfMemory { .. } => GpuError::none_left(),
             wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
                 GpuError::Failed { message: description }
             }

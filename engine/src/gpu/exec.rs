@@ -10,7 +10,6 @@ use tandem_models::{BlockKind, Reg, Step};
 use tandem_shaders::BestStep;
 
 use super::GpuBackend;
-use super::error::GpuError;
 use super::layout::{Buf, rows_of, stride};
 use super::op::Pass;
 use crate::backend::{Batch, Hidden};
@@ -44,6 +43,7 @@ impl GpuBackend {
         // What the kernels do not check.
         assert!(batch.start.checked_add(n).is_some_and(|end| end <= self.options.n_ctx), "a batch outside the context");
         assert!(batch.outputs.0 <= batch.outputs.1 && batch.outputs.1 <= n, "outputs outside the batch");
+        self.gpu.check()?;
         hidden.x.resize(n * self.program.registers.n_embd, 0.0);
         hidden.best.clear();
         hidden.logits.clear();
@@ -218,7 +218,7 @@ impl GpuBackend {
         }
         self.gpu.wait(submission)?;
         if source.is_some() && !mapped.load(Ordering::Acquire) {
-            return Err(GpuError::Failed { message: "the results could not be mapped".into() }.into());
+            return Err(self.gpu.failed("the results could not be mapped".into()).into());
         }
         Ok(())
     }
@@ -228,7 +228,7 @@ impl GpuBackend {
         let Some((_, bytes)) = self.source(output) else { return Ok(None) };
         let start = Instant::now();
         let view = self.buffers.readback.get_mapped_range(..bytes);
-        let view = view.map_err(|e| GpuError::Failed { message: format!("reading the results: {e}") })?;
+        let view = view.map_err(|e| self.gpu.failed(format!("reading the results: {e}")))?;
         let taken = take(&view);
         drop(view);
         self.buffers.readback.unmap();

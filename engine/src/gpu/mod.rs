@@ -34,7 +34,7 @@ use exec::Embedding;
 use layout::Layout;
 use op::{Best, Op};
 
-pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters};
+pub use device::{AdapterInfo, AdapterKind, Gpu, Selector, adapters, hide_caught_panics};
 pub use error::GpuError;
 
 /// Most tokens evaluated together on the GPU, unless the options say otherwise. Larger batches are cut up.

@@ -48,10 +48,9 @@ impl<'a> Staging<'a> {
         let slot = &mut self.slots[self.next];
         self.next = 1 - self.next;
         slot.wait(self.gpu)?;
-        let failed = |e: &dyn std::fmt::Display| GpuError::Failed { message: format!("mapping a staging buffer: {e}") };
         slot.buffer
             .get_mapped_range_mut(..bytes as u64)
-            .map_err(|e| failed(&e))?
+            .map_err(|e| self.gpu.failed(format!("mapping a staging buffer: {e}")))?
             .copy_from_slice(&self.scratch[..bytes]);
         slot.buffer.unmap();
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -79,7 +78,7 @@ impl Slot {
         if mapped.load(Ordering::Acquire) {
             Ok(())
         } else {
-            Err(GpuError::Failed { message: "a staging buffer could not be mapped".into() })
+            Err(gpu.failed("a staging buffer could not be mapped".into()))
         }
     }
 }

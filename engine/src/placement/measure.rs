@@ -57,22 +57,25 @@ pub(super) fn complete(
 fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<()> {
     let probe = Probe::layers(N_LAYERS)?;
     let mut timer = Timer::new(&probe, load)?;
-    let (one, all) = (probe.first_layers(1), probe.first_layers(N_LAYERS));
-    let (few, many) = (timer.seconds(one.clone(), 1, 0)?, timer.seconds(all.clone(), 1, 0)?);
-    let n_steps = |blocks| probe.n_steps(blocks) as f64;
-    speed.step = (many - few).max(0.0) / (n_steps(all.clone()) - n_steps(one.clone()));
-    speed.visit = (few - speed.step * n_steps(one)).max(0.0);
-
     let n_rows = DEFAULT_BATCH;
-    let (row, rows) = (timer.seconds(probe.nothing(), 1, 0)?, timer.seconds(probe.nothing(), n_rows, 0)?);
-    // In and out again.
-    let bytes = 2 * 4 * (n_rows - 1) * probe.program.registers.n_embd;
-    speed.transfer = (rows - row).max(0.0) / bytes as f64;
-
     for start in (0..N_CTX).step_by(n_rows) {
         timer.run(probe.fill(), n_rows, start)?;
     }
-    let deep = timer.seconds(all, 1, N_CTX - 1)?;
+    let (one, all) = (probe.first_layers(1), probe.first_layers(N_LAYERS));
+    let [few, many, deep, row, rows] = timer.in_turns([
+        (one.clone(), 1, 0),
+        (all.clone(), 1, 0),
+        (all.clone(), 1, N_CTX - 1),
+        (probe.nothing(), 1, 0),
+        (probe.nothing(), n_rows, 0),
+    ])?;
+
+    let n_steps = |blocks| probe.n_steps(blocks) as f64;
+    speed.step = (many - few).max(0.0) / (n_steps(all) - n_steps(one.clone()));
+    speed.visit = (few - speed.step * n_steps(one)).max(0.0);
+    // In and out again.
+    let bytes = 2 * 4 * (n_rows - 1) * probe.program.registers.n_embd;
+    speed.transfer = (rows - row).max(0.0) / bytes as f64;
     let bytes = N_LAYERS * (N_CTX - 1) * kv_type.bytes(probe.program.kv_elements_per_position());
     // Attention that costs nothing measurable is as fast as the clock can tell.
     speed.rates.insert(cache_rate(kv_type), bytes as f64 / (deep - many).max(1e-6));
@@ -141,13 +144,29 @@ impl Timer {
 
     /// The first quartile of some runs, after one that is not counted: what disturbs a run can only make it slower.
     fn seconds(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
-        self.run(blocks.clone(), n, start)?;
-        let mut samples = Vec::new();
-        let clock = Instant::now();
-        while samples.len() < REPETITIONS || clock.elapsed() < TIME {
-            samples.push(self.run(blocks.clone(), n, start)?);
+        let [seconds] = self.in_turns([(blocks, n, start)])?;
+        Ok(seconds)
+    }
+
+    /// The same of several runs (blocks, tokens, first position) that take turns, so that what disturbs one for a while
+    /// disturbs all, and their differences are still right.
+    fn in_turns<const N: usize>(&mut self, runs: [(Range<usize>, usize, usize); N]) -> Result<[f64; N]> {
+        let mut samples: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+        for (blocks, n, start) in &runs {
+            self.run(blocks.clone(), *n, *start)?;
         }
-        samples.sort_by(f64::total_cmp);
-        Ok(samples[samples.len() / 4])
+        let clock = Instant::now();
+        for turn in 0.. {
+            if turn >= REPETITIONS && clock.elapsed() >= TIME * N as u32 {
+                break;
+            }
+            for ((blocks, n, start), samples) in runs.iter().zip(&mut samples) {
+                samples.push(self.run(blocks.clone(), *n, *start)?);
+            }
+        }
+        Ok(samples.map(|mut samples| {
+            samples.sort_by(f64::total_cmp);
+            samples[samples.len() / 4]
+        }))
     }
 }

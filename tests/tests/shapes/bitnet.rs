@@ -1,4 +1,4 @@
-//! BitNet: tokens of ternary models, activations with one scale per token, and what a GPU does not take.
+//! BitNet: tokens of ternary models, activations with one scale per token, and scales of whole matrices on a GPU.
 
 use std::sync::Arc;
 
@@ -129,21 +129,35 @@ fn activations_have_one_scale_per_token() {
     }
 }
 
-/// The GPU multiplies by no scale of a whole matrix yet: planning says so, before anything is loaded.
+/// A scale for a whole matrix, and none: every block on the GPU says what the reference says.
 #[cfg(feature = "gpu")]
 #[test]
-fn a_gpu_refuses_scales_by_name() {
-    use tandem_engine::gpu::{GpuOptions, required_bytes};
-    use tandem_loader::Gguf;
-    let needs = |gguf: &Gguf| {
-        let program = Program::from_gguf(gguf).unwrap();
-        let whole = 0..program.blocks.len();
-        required_bytes(gguf, &program, &[whole], &GpuOptions { n_ctx: 64, ..GpuOptions::default() })
-    };
+fn a_gpu_multiplies_by_the_scales_of_matrices() {
+    use tandem_engine::gpu::{GpuBackend, GpuOptions, adapters};
+    if !adapters().iter().any(|a| a.unusable.is_none()) {
+        return tandem_tests::skipped("no GPU, not even a software one");
+    }
     let mut random = Random::new(60);
-    let plain = Shape { biases: false, ..ternary(&[GgmlType::F16], &mut random) };
-    needs(&open(&plain, &mut random)).unwrap();
-    let scaled = Shape { biases: true, ..plain };
-    let refused = needs(&open(&scaled, &mut random)).unwrap_err().to_string();
-    assert_eq!(refused, "the scale of `blk.0.attn_q.weight` is not supported on the GPU; place this layer on the CPU");
+    for biases in [false, true] {
+        let shape = Shape { biases, ..ternary(&[GgmlType::TQ2_0], &mut random) };
+        let gguf = open(&shape, &mut random);
+        let program = Arc::new(Program::from_gguf(&gguf).unwrap());
+        let whole = 0..program.blocks.len();
+        let options =
+            GpuOptions { precision: Precision::Exact, kv_type: KvType::F32, n_ctx: 64, ..GpuOptions::default() };
+        let mut gpu = GpuBackend::load(&gguf, &program, std::slice::from_ref(&whole), &options, &mut |_| ()).unwrap();
+        let mut reference = Reference::new(&program, &gguf).unwrap();
+        let tokens: Vec<u32> = (0..20).collect();
+        let batch = Batch { tokens: &tokens, start: 0, outputs: (0, 20) };
+        let mut hidden = Hidden::default();
+        for block in whole {
+            let mut got = hidden.clone();
+            gpu.run(block..block + 1, &batch, &mut got).unwrap();
+            reference.block(block, &tokens, &mut hidden);
+            let pairs = [(&hidden.x, &got.x), (&hidden.logits, &got.logits)];
+            let error = pairs.into_iter().filter(|(a, _)| !a.is_empty()).map(|(a, b)| nmse(a, b)).fold(0.0, f64::max);
+            // f32 sums of a few hundred terms.
+            assert!(error <= 1e-11, "block {block}, scales {biases}: {error:.1e}");
+        }
+    }
 }

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
     };
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let mut table = Table::new(args.format(), &tests);
+    let mut table = Table::new(args.format(), &tests, args.threads().len(), args.gpu_layers.len());
     for n_threads in args.threads() {
         for &layers in &args.gpu_layers {
             let options = args.load_options(n_threads, layers, longest);

@@ -142,6 +142,11 @@ impl Row {
             format!("{:.2} MiB", self.model_bytes as f64 / 1048576.0),
             format!("{:.2} M", self.n_params as f64 / 1e6),
             self.backend.clone(),
+            self.threads.to_string(),
+            match &self.ngl {
+                Value::String(text) => text.clone(),
+                number => number.to_string(),
+            },
             self.test.clone(),
             format!("{:.2} ± {:.2}", self.mean, self.stddev),
             number(self.gb_per_s, 2),
@@ -176,25 +181,37 @@ fn layers_on_gpu(session: &Session) -> usize {
 pub(super) struct Table {
     format: Format,
     n_rows: usize,
-    /// Width of the test column.
-    test_width: usize,
+    /// Least widths of the Markdown columns; those without are not shown.
+    least: [Option<usize>; COLUMNS],
     /// The last limits shown: bytes and operations per second.
     memory: Option<f64>,
     peak: Option<f64>,
 }
 
 /// Number of columns.
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 12;
 /// A row of the Markdown table.
 type Cells = [String; COLUMNS];
 
 const HEADER: [&str; COLUMNS] =
-    ["model", "size", "params", "backend", "test", "t/s", "GB/s", "of memory", "Gop/s", "of peak"];
+    ["model", "size", "params", "backend", "threads", "ngl", "test", "t/s", "GB/s", "of memory", "Gop/s", "of peak"];
 
 impl Table {
-    pub(super) fn new(format: Format, tests: &[Test]) -> Table {
+    /// A table of these tests. Numbers of threads and of layers on the GPU are columns where there are `n_threads` or
+    /// `n_layers` of them.
+    pub(super) fn new(format: Format, tests: &[Test], n_threads: usize, n_layers: usize) -> Table {
         let test_width = tests.iter().map(|test| test.name().len()).max().unwrap_or(0);
-        Table { format, n_rows: 0, test_width, memory: None, peak: None }
+        let mut least = HEADER.map(|name| Some(name.len()));
+        // What a later row may take.
+        for (name, width) in [("test", test_width), ("t/s", 16), ("GB/s", 6), ("Gop/s", 6)] {
+            least[column(name)] = Some(width.max(name.len()));
+        }
+        for (name, n) in [("threads", n_threads), ("ngl", n_layers)] {
+            if n < 2 {
+                least[column(name)] = None;
+            }
+        }
+        Table { format, n_rows: 0, least, memory: None, peak: None }
     }
 
     /// Writes one row, after the header if it is the first.
@@ -240,33 +257,32 @@ impl Table {
         Ok(())
     }
 
-    /// Widths of the columns, for a table with rows like this one.
-    fn widths(&self, like: &Cells) -> [usize; COLUMNS] {
-        let mut widths = [0; COLUMNS];
-        for (i, width) in widths.iter_mut().enumerate() {
-            *width = like[i].chars().count().max(HEADER[i].len());
-        }
-        widths[4] = widths[4].max(self.test_width);
-        widths[5] = widths[5].max(16);
-        widths[6] = widths[6].max(6);
-        widths[8] = widths[8].max(6);
-        widths
+    /// The columns shown, with their widths in a table with rows like this one.
+    fn columns(&self, like: &Cells) -> Vec<(usize, usize)> {
+        let width = |(i, least): (usize, &Option<usize>)| Some((i, like[i].chars().count().max((*least)?)));
+        self.least.iter().enumerate().filter_map(width).collect()
     }
 
     fn markdown(&self, like: &Cells, cells: &Cells, out: &mut dyn Write) -> io::Result<()> {
-        for (i, (cell, width)) in cells.iter().zip(self.widths(like)).enumerate() {
+        for (i, width) in self.columns(like) {
+            let cell = &cells[i];
             if is_text(i) { write!(out, "| {cell:<width$} ")? } else { write!(out, "| {cell:>width$} ")? }
         }
         writeln!(out, "|")
     }
 
     fn rule(&self, like: &Cells, out: &mut dyn Write) -> io::Result<()> {
-        for (i, width) in self.widths(like).into_iter().enumerate() {
+        for (i, width) in self.columns(like) {
             let dashes = "-".repeat(width);
             if is_text(i) { write!(out, "| {dashes} ")? } else { write!(out, "| {dashes}:")? }
         }
         writeln!(out, "|")
     }
+}
+
+/// The index of a column.
+fn column(name: &str) -> usize {
+    HEADER.iter().position(|n| *n == name).unwrap_or(0)
 }
 
 /// The local time, as results are dated.
@@ -276,7 +292,7 @@ pub(super) fn now() -> String {
 
 /// Columns of words are aligned to the left.
 fn is_text(column: usize) -> bool {
-    matches!(column, 0 | 3)
+    matches!(HEADER[column], "model" | "backend")
 }
 
 /// A row as comma-separated values; lists are separated by spaces.

@@ -1,7 +1,7 @@
 //! Products and gated units.
 
 use tandem_models::{Activation, Reg, Step};
-use tandem_shaders::params::{BIAS, GluParams, ProductParams, QuantizeParams};
+use tandem_shaders::params::{BIAS, GluParams, ProductParams, QuantizeParams, SCALE};
 use tandem_shaders::{Acts, GROUP, Kernel, Operands};
 
 use super::super::error::GpuError;
@@ -77,25 +77,26 @@ impl Compiler<'_> {
         }
         let pipelines = self.product_pipelines(spec, acts, wide)?;
         let bound_acts = self.acts(3, from, acts);
-        let bias = Bound {
-            number: 4,
-            buffer: &self.buffers.vectors,
-            offset: self.layout.biases.get(&matrix).copied().unwrap_or(0),
-            size: None,
-        };
+        let (bias, scale) = (self.layout.biases.get(&matrix), self.layout.scales.get(&matrix));
+        // Scales come after biases.
+        let offset = bias.or(scale).copied().unwrap_or(0);
+        let bias_bound = Bound { number: 4, buffer: &self.buffers.vectors, offset, size: None };
+        let scale_first = scale.map_or(0, |scale| (scale - offset) / 4);
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
         let params = ProductParams {
-            flags: if spec.has_bias() { flags | BIAS } else { flags },
+            flags: flags | flag(bias.is_some(), BIAS) | flag(scale.is_some(), SCALE),
             cap,
             ..self.product_params(spec, from, to, acts)
         };
         let part = |(rows, weights): (&std::ops::Range<usize>, &wgpu::Buffer)| {
             let views = [0, 1, 2].map(|number| Bound::whole(number, weights));
-            let rest = [bound_acts, bias, self.buffer(5, to.buf)];
+            let rest = [bound_acts, bias_bound, self.buffer(5, to.buf)];
             let group = self.pipelines.bind(&pipelines[0], &[&views[..], &rest].concat());
             let params = ProductParams {
                 n_rows: rows.len() as u32,
                 column: (to.column + rows.start) as u32,
                 bias_first: rows.start as u32,
+                scale_first: (scale_first + rows.start) as u32,
                 ..params
             };
             ProductPart { group, params }

@@ -83,6 +83,11 @@ impl MatrixSpec {
         self.linears.iter().any(|l| l.bias.is_some())
     }
 
+    /// Whether the file has a scale for one of the matrices as a whole.
+    pub(in crate::gpu) fn has_scale(&self) -> bool {
+        self.linears.iter().any(|l| l.scale != 1.0)
+    }
+
     /// How its products read activations; where they are int8, those of the output head read what that leaves over too:
     /// there rounding does the most harm, and few rows are multiplied.
     pub(in crate::gpu) fn acts(&self, precision: Precision, is_head: bool) -> Acts {

@@ -79,6 +79,9 @@ pub(super) struct Layout {
     pub(super) vectors: HashMap<WeightId, usize>,
     /// Byte offset of each matrix's stacked biases there.
     pub(super) biases: HashMap<usize, usize>,
+    /// Byte offset there of the scales of each matrix's rows, after the biases of the same matrix; rows of one file's
+    /// matrix have the same one. Matrices without are missing.
+    pub(super) scales: HashMap<usize, usize>,
     pub(super) vector_bytes: usize,
     /// By layer.
     pub(super) caches: Vec<Option<CacheSpec>>,
@@ -123,6 +126,7 @@ impl Layout {
             products: HashMap::new(),
             vectors: HashMap::new(),
             biases: HashMap::new(),
+            scales: HashMap::new(),
             // The first vector is all zeros: the bias of matrices without one.
             vector_bytes: ALIGNMENT,
             caches: vec![None; program.hparams.n_layer],
@@ -140,10 +144,6 @@ impl Layout {
         let rows = max_batch(program, options);
         for block in blocks.iter().cloned().flatten() {
             for (s, step) in program.blocks[block].steps.iter().enumerate() {
-                if let Some(scaled) = rows::linears(step).iter().find(|linear| linear.scale != 1.0) {
-                    let what = format!("the scale of `{}`", program.weight(scaled.weight).tensor);
-                    return Err(GpuError::Unsupported { what }.into());
-                }
                 layout.add_vectors(program, step);
                 layout.add_products(gguf, program, (block, s), step, options, binding)?;
                 layout.add_work_memory(program, step, options, rows, binding)?;
@@ -256,8 +256,9 @@ impl Layout {
     }
 
     fn add_matrix(&mut self, spec: MatrixSpec) -> usize {
-        if spec.has_bias() {
-            self.biases.insert(self.matrices.len(), self.vector_bytes);
+        let offsets = [(spec.has_bias(), &mut self.biases), (spec.has_scale(), &mut self.scales)];
+        for (_, offsets) in offsets.into_iter().filter(|(is_there, _)| *is_there) {
+            offsets.insert(self.matrices.len(), self.vector_bytes);
             self.vector_bytes += (4 * spec.n_out).next_multiple_of(ALIGNMENT);
         }
         self.matrices.push(spec);

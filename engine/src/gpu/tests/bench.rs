@@ -228,6 +228,16 @@ impl Plan {
     }
 
     pub(super) fn try_bench(self, options: GpuOptions) -> Result<Bench> {
+        let (gguf, program) = self.model();
+        let n_blocks = program.blocks.len();
+        let whole = 0..n_blocks;
+        let gpu = GpuBackend::load(&gguf, &program, std::slice::from_ref(&whole), &options, &mut |_| ())?;
+        let reference = Reference::new(&program, &gguf)?;
+        Ok(Bench { gpu, reference, program, random: Random(99), start: 0 })
+    }
+
+    /// The file, and the program over it.
+    pub(super) fn model(self) -> (Arc<Gguf>, Arc<Program>) {
         let gguf = Arc::new(Gguf::from_bytes("steps.gguf".as_ref(), self.file()).unwrap());
         let hp = self.hparams;
         let registers = Registers {
@@ -249,11 +259,7 @@ impl Plan {
             blocks,
             unused: vec![],
         });
-        let n_blocks = program.blocks.len();
-        let whole = 0..n_blocks;
-        let gpu = GpuBackend::load(&gguf, &program, std::slice::from_ref(&whole), &options, &mut |_| ())?;
-        let reference = Reference::new(&program, &gguf)?;
-        Ok(Bench { gpu, reference, program, random: Random(99), start: 0 })
+        (gguf, program)
     }
 }
 
