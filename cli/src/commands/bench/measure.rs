@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tandem_engine::sampler::SamplerParams;
 use tandem_engine::{Outputs, Result, Session};
 
 /// What is timed.
@@ -90,8 +91,10 @@ fn evaluate_prompt(session: &mut Session, tokens: &[u32]) -> Result<()> {
     session.eval(tokens, Outputs::Last).map(|_| ())
 }
 
+/// As `run` does with its usual sampler, which needs the most likely tokens only.
 fn evaluate_one_by_one(session: &mut Session, tokens: &[u32]) -> Result<()> {
-    tokens.iter().try_for_each(|token| session.eval(&[*token], Outputs::Last).map(|_| ()))
+    let enough = Some(SamplerParams::default().top_k);
+    tokens.iter().try_for_each(|token| session.eval_best(&[*token], enough).map(|_| ()))
 }
 
 /// Token ids nobody chose: xorshift64 (Marsaglia 2003), the same in every run.

@@ -69,6 +69,54 @@ unsafe fn scale_min_k4<S: Isa>(head: *const u8, g: usize) -> [(S::F, S::F); 2] {
     }
 }
 
+// A closure is not sure to become part of the function around it, and by itself it has none of its target features: each
+// vector operation would be a call, as it was in Q3_K. So these are functions.
+
+/// Scale and min of 16 weights, the `j`-th of a block, of Q2_K. Its scales of scales are given.
+///
+/// # Safety
+/// `block` points to a packed block; the CPU has the instruction set.
+#[inline(always)]
+unsafe fn scale_min_k2<S: Isa>(block: *const u8, (d, minus_dmin): (S::F, S::F), j: usize) -> (S::F, S::F) {
+    // SAFETY: offsets stay inside the block.
+    unsafe {
+        let bytes = S::i_load_u8(block.add(2 * HALF_ROW + LANES * j));
+        (S::f_mul(d, S::i_to_f(S::i_and(bytes, 15))), S::f_mul(minus_dmin, S::i_to_f(S::i_shr(bytes, 4))))
+    }
+}
+
+/// The same of Q3_K, whose scales have 4 bits in one byte and 2 in another.
+///
+/// # Safety
+/// As for [`scale_min_k2`].
+#[inline(always)]
+unsafe fn scale_min_k3<S: Isa>(block: *const u8, d: S::F, j: usize) -> (S::F, S::F) {
+    // SAFETY: offsets stay inside the block.
+    unsafe {
+        let bytes = block.add(HALF_ROW);
+        let low = S::i_load_u8(bytes.add(LANES * (j % 8)));
+        let low = if j < 8 { S::i_and(low, 15) } else { S::i_shr(low, 4) };
+        let high = S::i_and(S::i_shr(S::i_load_u8(bytes.add(LANES * (8 + j % 4))), 2 * (j / 4) as u32), 3);
+        let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
+        let scale = S::f_mul(d, S::i_to_f(sc));
+        (scale, S::f_mul(scale, S::f_splat(-Q3K::OFFSET as f32)))
+    }
+}
+
+/// The same of Q6_K.
+///
+/// # Safety
+/// As for [`scale_min_k2`].
+#[inline(always)]
+unsafe fn scale_min_k6<S: Isa>(block: *const u8, d: S::F, j: usize) -> (S::F, S::F) {
+    // SAFETY: offsets stay inside the block.
+    unsafe {
+        let sc = S::i_load_i8(block.add(HALF_ROW + LANES * j).cast());
+        let scale = S::f_mul(d, S::i_to_f(sc));
+        (scale, S::f_mul(scale, S::f_splat(-Q6K::OFFSET as f32)))
+    }
+}
+
 /// `[d][dmin][scales 16][pairs x 8]`.
 pub(crate) struct Q2K;
 /// `[d][scales 12][(third bits, pairs) x 8]`, quants offset by 4.
@@ -103,13 +151,9 @@ impl Packed for Q2K {
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
-            let d = S::f_load_f16(block.cast());
-            let dmin = S::f_mul(S::f_load_f16(block.add(HALF_ROW).cast()), S::f_splat(-1.0));
-            let half = |h: usize| {
-                let bytes = S::i_load_u8(block.add(2 * HALF_ROW + LANES * (2 * g + h)));
-                (S::f_mul(d, S::i_to_f(S::i_and(bytes, 15))), S::f_mul(dmin, S::i_to_f(S::i_shr(bytes, 4))))
-            };
-            [half(0), half(1)]
+            let minus_dmin = S::f_mul(S::f_load_f16(block.add(HALF_ROW).cast()), S::f_splat(-1.0));
+            let scales = (S::f_load_f16(block.cast()), minus_dmin);
+            [scale_min_k2::<S>(block, scales, 2 * g), scale_min_k2::<S>(block, scales, 2 * g + 1)]
         }
     }
 }
@@ -141,16 +185,7 @@ impl Packed for Q3K {
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
             let d = S::f_load_f16(block.cast());
-            let row = |i: usize| S::i_load_u8(block.add(HALF_ROW + LANES * i));
-            let half = |h: usize| {
-                let j = 2 * g + h;
-                let low = if j < 8 { S::i_and(row(j), 15) } else { S::i_shr(row(j - 8), 4) };
-                let high = S::i_and(S::i_shr(row(8 + j % 4), 2 * (j / 4) as u32), 3);
-                let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
-                let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
-            };
-            [half(0), half(1)]
+            [scale_min_k3::<S>(block, d, 2 * g), scale_min_k3::<S>(block, d, 2 * g + 1)]
         }
     }
 }
@@ -250,12 +285,7 @@ impl Packed for Q6K {
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
             let d = S::f_load_f16(block.cast());
-            let half = |h: usize| {
-                let sc = S::i_load_i8(block.add(HALF_ROW + LANES * (2 * g + h)).cast());
-                let scale = S::f_mul(d, S::i_to_f(sc));
-                (scale, S::f_mul(scale, S::f_splat(-Self::OFFSET as f32)))
-            };
-            [half(0), half(1)]
+            [scale_min_k6::<S>(block, d, 2 * g), scale_min_k6::<S>(block, d, 2 * g + 1)]
         }
     }
 }
