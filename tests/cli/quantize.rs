@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tandem_loader::{Gguf, Metadata, TensorSpec, Value as GgufValue, Writer};
 
 use crate::command::{Ran, arg, tandem};
 use crate::tiny;
@@ -133,6 +134,49 @@ fn gptq_calibrates_on_a_text() {
     let alone = folder.join("alone.gguf");
     quantize(model, &alone, "Q4_0", &[&gptq[..], &["-t", "1"]].concat()).ok();
     assert!(std::fs::read(&out).unwrap() == std::fs::read(&alone).unwrap());
+}
+
+/// The model in two parts; the first one's path.
+fn split_model(folder: &Path) -> PathBuf {
+    let gguf = Gguf::open(Path::new(tiny::model())).unwrap();
+    let n = gguf.tensors().len();
+    let path = |no: usize| folder.join(format!("in-{:05}-of-00002.gguf", no + 1));
+    for (no, tensors) in [&gguf.tensors()[..5], &gguf.tensors()[5..]].into_iter().enumerate() {
+        let mut metadata = if no == 0 { gguf.metadata().clone() } else { Metadata::default() };
+        metadata.set("split.no", GgufValue::U16(no as u16));
+        metadata.set("split.count", GgufValue::U16(2));
+        metadata.set("split.tensors.count", GgufValue::I32(n as i32));
+        let specs: Vec<TensorSpec> = tensors.iter().map(|t| TensorSpec::like(t, t.ty)).collect();
+        let mut writer = Writer::create(&path(no), &metadata, &specs).unwrap();
+        tensors.iter().for_each(|t| writer.write(gguf.data(t)).unwrap());
+        writer.finish().unwrap().publish().unwrap();
+    }
+    path(0)
+}
+
+#[test]
+fn parts_stay_parts_where_asked() {
+    let folder = folder("split");
+    let input = split_model(&folder);
+    let text = folder.join("text.txt");
+    std::fs::write(&text, "a text that the matrices see, as it is, over and over again\n".repeat(40)).unwrap();
+    let gptq = ["--method", "gptq", "--calibration", arg(&text), "-c", "64"];
+    for (name, method) in [("search", &[][..]), ("gptq", &gptq[..])] {
+        let [one, parts] = ["one", "parts"].map(|what| folder.join(format!("{name}-{what}.gguf")));
+        quantize(&input, &one, "Q4_0", method).ok();
+        quantize(&input, &parts, "Q4_0", &[method, &["--keep-split"]].concat()).ok();
+        assert!(!parts.exists());
+        let first = folder.join(format!("{name}-parts-00001-of-00002.gguf"));
+        let (whole, split) = (Gguf::open(&one).unwrap(), Gguf::open(&first).unwrap());
+        assert_eq!((whole.paths().len(), split.paths().len()), (1, 2));
+        assert_eq!(split.tensors()[5].part(), 1);
+        for (a, b) in whole.tensors().iter().zip(split.tensors()) {
+            assert_eq!((&a.name, a.ty), (&b.name, b.ty));
+            assert!(whole.data(a) == split.data(b), "{name}: {}", a.name);
+        }
+        let answer = tandem(&["run", "-m", arg(&first), "--raw", "-n", "4", "--temp", "0", "hello"]);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+    }
 }
 
 #[test]
