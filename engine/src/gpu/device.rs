@@ -331,6 +331,21 @@ impl Gpu {
         Ok(copy.get_mapped_range(..).map_err(failed)?.to_vec())
     }
 
+    /// Does what the driver may refuse: that alone is no failure of the device.
+    ///
+    /// # Errors
+    /// What `work` gives, or what the driver or wgpu says to it.
+    pub(super) fn attempt<T>(&self, work: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let result = work();
+        let refused = [pollster::block_on(internal.pop()), pollster::block_on(validation.pop())];
+        match refused.into_iter().flatten().next() {
+            Some(error) => Err(error.into()),
+            None => result,
+        }
+    }
+
     /// What has gone wrong.
     ///
     /// # Errors

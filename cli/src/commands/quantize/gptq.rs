@@ -22,8 +22,8 @@ use crate::windows::{self, TextArgs};
 
 /// Windows of the calibration text, unless the user says otherwise: more gain little.
 const DEFAULT_CHUNKS: usize = 64;
-/// Less than the usual 0.01, which lost more on both models of the catalog (docs/quantization.md).
-const DEFAULT_DAMPING: f32 = 0.002;
+/// The usual one: less gains on texts like the calibration text and loses on others (docs/quantization.md).
+const DEFAULT_DAMPING: f32 = 0.01;
 
 /// Options of `--method gptq`.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub(super) struct GptqArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     chunks: Option<usize>,
     /// For gptq: what is added to the inputs' second moments, as a share of their mean; more trusts the text less [default:
-    /// 0.002]
+    /// 0.01]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     damping: Option<f32>,
     /// For gptq: round columns in the order of the file, in place of those with the largest inputs first

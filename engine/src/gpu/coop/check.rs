@@ -111,7 +111,7 @@ impl<'a> Sample<'a> {
     pub(in crate::gpu) fn error_of(&self, pipelines: &mut Pipelines<'_>, kernel: Kernel) -> Result<f64, GpuError> {
         let ordinary = Kernel::MatMat { operands: self.operands, wide: true, experts: self.experts };
         let want = self.product(pipelines, ordinary)?;
-        let got = self.product(pipelines, kernel)?;
+        let got = self.gpu.attempt(|| self.product(pipelines, kernel))?;
         let (mut error, mut power) = (0.0, 0.0);
         for (want, got) in want.iter().zip(&got) {
             error += (want - got).powi(2);
