@@ -23,7 +23,7 @@ pub(super) struct Hessian {
 }
 
 /// `H` with damping, its columns in some order, as `U D U^T`: `U` is upper triangular with ones on the diagonal.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Factors {
     /// Of columns and rows.
     pub(super) n: usize,
@@ -50,7 +50,7 @@ impl Hessian {
         Ok(Hessian { n, h, count: 0 })
     }
 
-    /// Bytes that one of `n` columns takes.
+    /// Bytes of one with `n` columns.
     pub(super) fn bytes(n: usize) -> usize {
         n.saturating_mul(n).saturating_mul(4)
     }

@@ -10,7 +10,9 @@
 //! weights quantized so far give.
 
 mod hessian;
+mod moments;
 mod round;
+mod stages;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -29,7 +31,9 @@ use crate::error::{Error, Result};
 use crate::model::{KvType, Precision};
 use crate::score::Windows;
 use hessian::Hessian;
+use moments::Moments;
 use round::{ROWS, Rounding, Scratch};
+use stages::{Stage, stages};
 
 /// Bytes of second moments that are held at once: a tensor's experts are taken some at a time.
 const MOMENT_BYTES: usize = 1 << 29;
@@ -101,7 +105,6 @@ pub fn run(
     listener: &mut dyn Listener,
 ) -> Result<()> {
     let hidden = (0..windows.len()).map(|_| Hidden::default()).collect();
-    let total = program.blocks.iter().map(|block| 1 + stages(block, program).len()).sum::<usize>() * windows.len();
     let mut walk = Walk {
         original: gguf,
         program,
@@ -113,50 +116,21 @@ pub fn run(
         view: gguf.clone(),
         hidden,
         done: 0,
-        total,
+        total: 0,
     };
-    for block in &program.blocks {
-        walk.block(block)?;
+    // After the last block with something to do, nothing needs to be known of inputs.
+    let has_work = |block: &Block| block.weights.iter().any(|id| walk.job(*id).is_some());
+    let n_blocks = program.blocks.iter().rposition(has_work).map_or(0, |last| last + 1);
+    let passes = |block: &Block| 1 + stages(block, program).iter().filter(|stage| !walk.jobs(stage).is_empty()).count();
+    let n_passes = program.blocks[..n_blocks].iter().map(passes).sum::<usize>().saturating_sub(1);
+    walk.total = n_passes * windows.len();
+    for (i, block) in program.blocks[..n_blocks].iter().enumerate() {
+        walk.quantize(block)?;
+        if i + 1 < n_blocks {
+            walk.advance(block)?;
+        }
     }
     Ok(())
-}
-
-/// Matrices of a block that have the same input.
-struct Stage {
-    /// The step that multiplies it.
-    step: usize,
-    input: Reg,
-    matrices: Vec<WeightId>,
-    experts: bool,
-}
-
-/// The stages of a block, in order.
-fn stages(block: &Block, program: &Program) -> Vec<Stage> {
-    let tables: Vec<&str> =
-        program.weights.iter().filter(|w| w.role == WeightRole::Table).map(|w| w.tensor.as_str()).collect();
-    let stage = |(step, s): (usize, &Step)| {
-        let (input, matrices, experts) = match s {
-            Step::Qkv { q, k, v } => (Reg::H, vec![q.weight, k.weight, v.weight], false),
-            Step::Linear { linear, input, .. } => (*input, vec![linear.weight], false),
-            Step::Glu { gate, up, .. } => (Reg::H, vec![gate.weight, up.weight], false),
-            Step::Route { router, .. } => (Reg::H, vec![router.weight], false),
-            Step::Logits { linear, .. } => (Reg::H, vec![linear.weight], false),
-            Step::ExpertGlu { gate, up, .. } => (Reg::H, vec![*gate, *up], true),
-            Step::ExpertDown { down, .. } => (Reg::F, vec![*down], true),
-            Step::Embed { .. }
-            | Step::Norm { .. }
-            | Step::HeadNorm { .. }
-            | Step::Rope { .. }
-            | Step::StoreKv { .. }
-            | Step::Attend { .. }
-            | Step::SigmoidGate { .. } => return None,
-        };
-        // A tied output is done with the embedding.
-        let matrices: Vec<WeightId> =
-            matrices.into_iter().filter(|id| !tables.contains(&program.weight(*id).tensor.as_str())).collect();
-        (!matrices.is_empty()).then_some(Stage { step, input, matrices, experts })
-    };
-    block.steps.iter().enumerate().filter_map(stage).collect()
 }
 
 /// A model being quantized, as far as its blocks are done.
@@ -178,33 +152,32 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn block(&mut self, block: &Block) -> Result<()> {
+    /// Quantizes what a block multiplies and looks up.
+    fn quantize(&mut self, block: &Block) -> Result<()> {
         // What earlier blocks replaced is not needed any more.
         self.view = self.original.clone();
-        let stages = stages(block, self.program);
-        let in_stages: Vec<WeightId> = stages.iter().flat_map(|stage| stage.matrices.iter().copied()).collect();
-        for id in block.weights.iter().filter(|id| !in_stages.contains(id)) {
-            if self.program.weight(*id).role == WeightRole::Table
-                && let Some((tensor, ty)) = self.job(*id)
-            {
-                let (data, loss) = self.search(&tensor, ty, None)?;
+        let tables = block.weights.iter().filter(|id| self.program.weight(**id).role == WeightRole::Table);
+        for id in tables {
+            if let Some((tensor, ty)) = self.job(*id) {
+                let mut data = vec![0; n_bytes(&tensor, ty)?];
+                let alike = vec![1.0; tensor.row_len()];
+                let loss = self.search(&tensor, ty, 0..tensor.n_rows(), &alike, &mut data)?;
                 self.finish(&tensor, ty, data, loss, How::Search)?;
             }
         }
-        for stage in &stages {
-            let jobs: Vec<(TensorInfo, GgmlType)> = stage.matrices.iter().filter_map(|id| self.job(*id)).collect();
-            if jobs.is_empty() {
-                self.done += self.windows.len();
-            } else if stage.experts {
-                self.experts(block, stage, &jobs)?;
-            } else {
-                self.matrices(block, stage, jobs)?;
+        for stage in stages(block, self.program) {
+            let jobs = self.jobs(&stage);
+            match jobs.is_empty() {
+                true => {}
+                false if stage.experts => self.experts(block, &stage, &jobs)?,
+                false => self.matrices(block, &stage, &jobs)?,
             }
         }
-        if block.kind == BlockKind::Head {
-            self.done += self.windows.len();
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Runs a block as it is now: what goes into the next one.
+    fn advance(&mut self, block: &Block) -> Result<()> {
         let mut backend = self.load(block.clone())?;
         for i in 0..self.windows.len() {
             let tokens = self.windows.tokens(i);
@@ -213,6 +186,11 @@ impl Walk<'_> {
             self.progress(block)?;
         }
         Ok(())
+    }
+
+    /// What is to be done in a stage.
+    fn jobs(&self, stage: &Stage) -> Vec<(TensorInfo, GgmlType)> {
+        stage.matrices.iter().filter_map(|id| self.job(*id)).collect()
     }
 
     /// The tensor of a weight and the type it is to have, if it is to have another.
@@ -279,7 +257,7 @@ impl Walk<'_> {
     }
 
     /// Matrices that every token goes through.
-    fn matrices(&mut self, block: &Block, stage: &Stage, jobs: Vec<(TensorInfo, GgmlType)>) -> Result<()> {
+    fn matrices(&mut self, block: &Block, stage: &Stage, jobs: &[(TensorInfo, GgmlType)]) -> Result<()> {
         let n = jobs[0].0.row_len();
         let (input, outer) = (stage.input, self.outer);
         let mut hessian = Hessian::new(n)?;
@@ -287,17 +265,12 @@ impl Walk<'_> {
             hessian.add(&backend.register(input, tokens, n)?, outer);
             Ok(())
         })?;
-        self.check_finite(&hessian, &jobs[0].0)?;
-        for (tensor, ty) in &jobs {
-            let squares = hessian.mean_squares();
-            let Some(codes) = Codes::of(*ty) else {
-                let (data, loss) = self.search(tensor, *ty, Some(&squares))?;
-                self.finish(tensor, *ty, data, loss, How::Search)?;
-                continue;
-            };
-            let mut data = vec![0; self.n_bytes(tensor, *ty)?];
-            let loss = self.round(tensor, *ty, 0..tensor.n_rows(), hessian.copy()?, &codes, &mut data)?;
-            self.finish(tensor, *ty, data, loss, How::Gptq)?;
+        check_finite(&hessian, &jobs[0].0)?;
+        let mut moments = Moments::new(&hessian);
+        for (tensor, ty) in jobs {
+            let mut data = vec![0; n_bytes(tensor, *ty)?];
+            let (loss, how) = self.rows(tensor, *ty, 0..tensor.n_rows(), &mut moments, &mut data)?;
+            self.finish(tensor, *ty, data, loss, how)?;
         }
         Ok(())
     }
@@ -311,7 +284,7 @@ impl Walk<'_> {
         let at_a_time = (MOMENT_BYTES / Hessian::bytes(n).max(1)).clamp(1, n_expert);
         let mut results: Vec<(Vec<u8>, Loss)> = Vec::new();
         for (tensor, ty) in jobs {
-            results.push((vec![0; self.n_bytes(tensor, *ty)?], Loss::default()));
+            results.push((vec![0; n_bytes(tensor, *ty)?], Loss::default()));
         }
         for first in (0..n_expert).step_by(at_a_time) {
             let group = first..n_expert.min(first + at_a_time);
@@ -331,19 +304,14 @@ impl Walk<'_> {
                 Ok(())
             })?;
             for (expert, hessian) in group.zip(hessians) {
-                self.check_finite(&hessian, &jobs[0].0)?;
+                check_finite(&hessian, &jobs[0].0)?;
+                let mut moments = Moments::new(&hessian);
                 for ((tensor, ty), (data, loss)) in jobs.iter().zip(&mut results) {
                     let per_expert = tensor.n_rows() / n_expert;
                     let rows = expert * per_expert..(expert + 1) * per_expert;
                     let bytes = data.len() / n_expert;
                     let data = &mut data[expert * bytes..(expert + 1) * bytes];
-                    let more = match Codes::of(*ty) {
-                        Some(codes) if hessian.count() > 0 => {
-                            self.round(tensor, *ty, rows, hessian.copy()?, &codes, data)?
-                        }
-                        _ => self.search_rows(tensor, *ty, rows, &importance(&hessian), data)?,
-                    };
-                    *loss = loss.and(more);
+                    *loss = loss.and(self.rows(tensor, *ty, rows, &mut moments, data)?.0);
                 }
             }
         }
@@ -354,17 +322,22 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn n_bytes(&self, tensor: &TensorInfo, ty: GgmlType) -> Result<usize> {
-        Recode::new(tensor, ty, Method::Search).map(|recode| recode.row_bytes().1 * tensor.n_rows()).map_err(Into::into)
-    }
-
-    fn check_finite(&self, hessian: &Hessian, tensor: &TensorInfo) -> Result<()> {
-        if hessian.is_finite() {
-            return Ok(());
+    /// Quantizes rows of a tensor, by GPTQ where its type and the inputs seen allow it.
+    fn rows(
+        &self,
+        tensor: &TensorInfo,
+        ty: GgmlType,
+        rows: Range<usize>,
+        moments: &mut Moments<'_>,
+        out: &mut [u8],
+    ) -> Result<(Loss, How)> {
+        match Codes::of(ty) {
+            Some(codes) if moments.hessian.count() > 0 => {
+                moments.factor(codes.block(), self.options, self.outer)?;
+                Ok((self.round(tensor, ty, rows, moments, &codes, out)?, How::Gptq))
+            }
+            _ => Ok((self.search(tensor, ty, rows, &moments.squares, out)?, How::Search)),
         }
-        let message =
-            "its inputs on the calibration text are not finite numbers; the model's weights may be damaged".to_owned();
-        Err(tandem_loader::Error::Encode { tensor: tensor.name.clone(), message }.into())
     }
 
     /// Quantizes rows of a tensor by GPTQ.
@@ -373,7 +346,7 @@ impl Walk<'_> {
         tensor: &TensorInfo,
         ty: GgmlType,
         rows: Range<usize>,
-        hessian: Hessian,
+        moments: &Moments<'_>,
         codes: &Codes,
         out: &mut [u8],
     ) -> Result<Loss> {
@@ -383,10 +356,8 @@ impl Walk<'_> {
             unreachable!("a type with codes has an encoder and a decoder")
         };
         let n = tensor.row_len();
-        let squares = importance(&hessian);
-        let order = order(&squares, codes.block(), self.options.act_order);
-        let factors = hessian.factor(&order, self.options.damping, self.outer);
-        let rounding = Rounding { factors: &factors, order: &order, codes, encode, outer: self.outer };
+        let Moments { squares, order, factors, .. } = moments;
+        let rounding = Rounding { factors, order, codes, encode, outer: self.outer };
         let data = &self.original.data(tensor)[rows.start * from..rows.end * from];
         let stop = &self.options.stop;
         let losses: Vec<Result<Loss>> = data
@@ -405,7 +376,7 @@ impl Walk<'_> {
                     let mut loss = Loss::default();
                     for (x, out) in x.chunks_exact(n).zip(out.chunks_exact(to)) {
                         decode(out, y);
-                        loss = loss.and(measure(x, y, &squares));
+                        loss = loss.and(measure(x, y, squares));
                     }
                     Ok(loss)
                 },
@@ -415,16 +386,8 @@ impl Walk<'_> {
         losses.into_iter().try_fold(Loss::default(), |total, loss| Ok(total.and(loss?)))
     }
 
-    /// Quantizes a whole tensor by search; without `squares` all weights count alike.
-    fn search(&self, tensor: &TensorInfo, ty: GgmlType, squares: Option<&[f32]>) -> Result<(Vec<u8>, Loss)> {
-        let mut data = vec![0; self.n_bytes(tensor, ty)?];
-        let ones = vec![1.0; tensor.row_len()];
-        let importance = squares.map_or(ones, tandem_loader::imatrix::positive);
-        let loss = self.search_rows(tensor, ty, 0..tensor.n_rows(), &importance, &mut data)?;
-        Ok((data, loss))
-    }
-
-    fn search_rows(
+    /// Quantizes rows of a tensor by search.
+    fn search(
         &self,
         tensor: &TensorInfo,
         ty: GgmlType,
@@ -451,9 +414,18 @@ fn check(stop: &AtomicBool) -> Result<()> {
     if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// How much the weights of each column count: the mean squares of inputs, all alike where nothing was seen.
-fn importance(hessian: &Hessian) -> Vec<f32> {
-    tandem_loader::imatrix::positive(&hessian.mean_squares())
+/// Bytes of a tensor in another type.
+fn n_bytes(tensor: &TensorInfo, ty: GgmlType) -> Result<usize> {
+    Ok(Recode::new(tensor, ty, Method::Search)?.row_bytes().1 * tensor.n_rows())
+}
+
+fn check_finite(hessian: &Hessian, tensor: &TensorInfo) -> Result<()> {
+    if hessian.is_finite() {
+        return Ok(());
+    }
+    let message =
+        "its inputs on the calibration text are not finite numbers; the model's weights may be damaged".to_owned();
+    Err(tandem_loader::Error::Encode { tensor: tensor.name.clone(), message }.into())
 }
 
 /// The tokens that were routed to an expert, and which of their experts it is, as [`Reg::F`] has them. (A token one of
@@ -465,19 +437,4 @@ fn chosen(routes: &[f32], n_expert: usize, n_used: usize, expert: usize) -> impl
         .enumerate()
         .filter(move |(_, row)| row[expert] != 0.0 && used(row) == n_used)
         .map(move |(token, row)| (token, used(&row[..expert])))
-}
-
-/// The order in which columns are rounded: as they are, or those with the largest inputs first, of blocks that are kept
-/// together: first the block with the largest sum, and within it the largest column.
-fn order(squares: &[f32], block: usize, act_order: bool) -> Vec<usize> {
-    let mut blocks: Vec<Vec<usize>> =
-        (0..squares.len() / block).map(|b| (b * block..(b + 1) * block).collect()).collect();
-    if act_order {
-        let sum = |columns: &[usize]| columns.iter().map(|c| squares[*c]).sum::<f32>();
-        for columns in &mut blocks {
-            columns.sort_by(|a, b| squares[*b].total_cmp(&squares[*a]));
-        }
-        blocks.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
-    }
-    blocks.concat()
 }

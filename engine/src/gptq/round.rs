@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::gptq::hessian::Hessian;
-    use crate::gptq::order;
+    use crate::gptq::moments::order;
 
     /// Inputs `[count, n]` of which neighbours are alike, some columns much larger than others.
     fn inputs(count: usize, n: usize) -> Vec<f32> {

@@ -239,6 +239,32 @@ pub fn hide_caught_panics() {
     }));
 }
 
+/// Asks an adapter for a device, with cooperative matrices or without.
+fn request(
+    adapter: &wgpu::Adapter,
+    cooperative_matrices: bool,
+) -> Result<(wgpu::Device, wgpu::Queue), wgpu::RequestDeviceError> {
+    let mut features = adapter.features() & WANTED;
+    let mut experimental = wgpu::ExperimentalFeatures::disabled();
+    if cooperative_matrices {
+        features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        // SAFETY: what is experimental may go wrong in ways that wgpu does not rule out. One kernel uses it, keeps to the
+        // rules of Vulkan for it (uniform control flow, aligned rows, memory of its own workgroup), and is only used where
+        // its results on this device are right.
+        experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    }
+    let desc = wgpu::DeviceDescriptor {
+        label: None,
+        required_features: features,
+        required_limits: adapter.limits(),
+        experimental_features: experimental,
+        // Small blocks: what is taken is what the ledger says.
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        trace: wgpu::Trace::Off,
+    };
+    pollster::block_on(adapter.request_device(&desc))
+}
+
 /// An open device.
 #[derive(Debug)]
 pub struct Gpu {
@@ -256,30 +282,18 @@ impl Gpu {
     /// No adapter, or none that fits the selector; one that lacks what the kernels need; a driver that refuses.
     pub fn open(selector: &Selector) -> Result<Gpu, GpuError> {
         let adapter = select(enumerate(), selector)?;
-        let info = describe(&adapter);
+        let mut info = describe(&adapter);
         if let Some(why) = &info.unusable {
             return Err(GpuError::Unusable { adapter: info.name, why: why.clone() });
         }
-        let mut features = adapter.features() & WANTED;
-        let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if info.cooperative_matrices {
-            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            // SAFETY: what is experimental may go wrong in ways that wgpu does not rule out. One kernel uses it, keeps to the
-            // rules of Vulkan for it (uniform control flow, aligned rows, memory of its own workgroup), and is only used where
-            // its results on this device are right.
-            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        let mut opened = request(&adapter, info.cooperative_matrices);
+        if opened.is_err() && info.cooperative_matrices {
+            // What is experimental may be refused; all else does without it.
+            info.cooperative_matrices = false;
+            opened = request(&adapter, false);
         }
-        let desc = wgpu::DeviceDescriptor {
-            label: None,
-            required_features: features,
-            required_limits: adapter.limits(),
-            experimental_features: experimental,
-            // Small blocks: what is taken is what the ledger says.
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
-            trace: wgpu::Trace::Off,
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&desc))
-            .map_err(|e| GpuError::Open { adapter: info.name.clone(), message: e.to_string() })?;
+        let (device, queue) =
+            opened.map_err(|e| GpuError::Open { adapter: info.name.clone(), message: e.to_string() })?;
         let trouble = Trouble::default();
         let (errors, lost) = (trouble.clone(), trouble.clone());
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {

@@ -124,7 +124,7 @@ fn outputs_change_less_than_with_single_weights_rounded() {
         let types = types(&gguf, ty);
         let mut keep = Keep::default();
         gptq::run(&gguf, &program, &types, &windows, &options(2), &mut keep).unwrap();
-        assert_eq!(keep.passes.1, keep.passes.0 + windows.len() * usize::from(keep.passes.0 < keep.passes.1), "{arch}");
+        assert_eq!(keep.passes.0, keep.passes.1, "{arch}");
         assert_eq!(keep.tensors.len(), types.len(), "{arch}");
         for (name, (_, how)) in &keep.tensors {
             assert_eq!(*how == How::Search, name == "token_embd.weight", "{arch}: {name}");

@@ -20,7 +20,8 @@ use crate::open;
 use crate::ui::Ui;
 use crate::windows::{self, TextArgs};
 
-/// Windows of the calibration text, unless the user says otherwise: more gain little.
+/// Windows of the calibration text, unless the user says otherwise: several times as many tokens as most matrices have columns.
+/// Time grows with it.
 const DEFAULT_CHUNKS: usize = 64;
 /// The usual one: less gains on texts like the calibration text and loses on others (docs/quantization.md).
 const DEFAULT_DAMPING: f32 = 0.01;
