@@ -116,6 +116,16 @@ impl Matrix {
         self.n_out.div_ceil(LANES)
     }
 
+    /// The bytes of a piece of its panels in the arena; none where it reads the file.
+    pub(crate) fn panel_bytes<'a>(&self, arena: &'a [u8], panels: Range<usize>) -> &'a [u8] {
+        match &self.storage {
+            Storage::Panels { panel_bytes, at, .. } => {
+                &arena[at + panels.start * panel_bytes..at + panels.end * panel_bytes]
+            }
+            Storage::Rows { .. } => &[],
+        }
+    }
+
     /// Whether its input must be quantized first.
     pub(crate) fn wants_quantized(&self) -> bool {
         match &self.storage {

@@ -122,13 +122,20 @@ impl Exec<'_> {
                     rows.iter_mut().enumerate().for_each(|(i, slot)| *slot = row(i));
                     self.attend_chunk(&self.heads[layer][kv_head], rows, scale, chunks.start + c, &mut own.attention);
                     for (i, row) in rows.iter().enumerate() {
-                        let end = at(kv_head * group + from + i, c) + share;
+                        let start = at(kv_head * group + from + i, c);
                         // SAFETY: this member's head and chunk.
-                        unsafe { self.partial.get_mut(end - 2..end) }.copy_from_slice(&[row.max, row.sum]);
+                        let (mix, sums) = unsafe { self.partial.get_mut(start..start + share) }.split_at_mut(stride);
+                        if chunks.len() == 1 {
+                            self.finish(kv_head, from + i, mix, row.sum);
+                        }
+                        sums.copy_from_slice(&[row.max, row.sum]);
                     }
                 }
             }
         });
+        if chunks.len() == 1 {
+            return;
+        }
         m.phase_even(hp.n_head, |heads| {
             for h in heads {
                 let mix = &mut own.mix[..stride];

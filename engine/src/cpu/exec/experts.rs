@@ -168,14 +168,14 @@ impl Exec<'_> {
     /// Members claim tokens, for which they compute the logits and choose; then one sorts. The logits of a single token
     /// are shared out by panels.
     pub(super) fn route(&self, router: &Linear, normalize: bool, m: &Member<'_>, own: &mut MemberScratch) {
-        self.quantize(Reg::H, &[router], 0..self.n(), m);
+        let acts = self.input(Reg::H, &[router], m, own);
         if self.n() == 1 {
-            self.products(&[(router, Reg::R, false)], Reg::H, m, own);
+            self.products(&[(router, Reg::R, false)], &acts, m, own);
         }
         let (width, n_used) = (self.width(Reg::R), self.n_used());
-        m.phase_even(self.n(), |tokens| {
+        self.tokens(m, |tokens| {
             if self.n() > 1 {
-                self.router_logits(router, tokens.clone(), own);
+                self.router_logits(router, tokens.clone(), &acts, own);
             }
             for t in tokens {
                 // SAFETY: this member's tokens.
@@ -185,7 +185,7 @@ impl Exec<'_> {
                 }
             }
         });
-        m.phase(1, 1, |_| {
+        m.alone(|_| {
             let all = 0..self.n() * n_used;
             // SAFETY: one member does it all.
             unsafe {
@@ -194,18 +194,18 @@ impl Exec<'_> {
                 sort_by_expert(self.routing.chosen.get(all), n_used, visited, rows, tokens);
             }
         });
+        m.meet();
     }
 
     /// All logits of some tokens.
-    fn router_logits(&self, router: &Linear, tokens: Range<usize>, own: &mut MemberScratch) {
+    fn router_logits(&self, router: &Linear, tokens: Range<usize>, acts: &Acts, own: &mut MemberScratch) {
         let (matrix, width) = (self.matrix(router), self.width(Reg::R));
-        let acts = self.acts(Reg::H, matrix.n_in);
         for cols in column_passes(tokens.len(), matrix.n_in) {
             let cols = tokens.start + cols.start..tokens.start + cols.end;
             for p in 0..matrix.n_panels() {
                 let outputs = p * LANES..matrix.n_out.min((p + 1) * LANES);
                 // SAFETY: `acts` covers all columns of the batch.
-                unsafe { matrix.multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile) };
+                unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
                 for (t, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
                     self.scale_and_bias(router, &outputs, tile);
                     let at = t * width;
@@ -227,10 +227,9 @@ impl Exec<'_> {
         own: &mut MemberScratch,
     ) {
         let (gate, up) = (self.matrices(gate), self.matrices(up));
-        if gate.wants_quantized() || up.wants_quantized() {
-            self.quantize_rows(Reg::H, gate.n_in, 0..self.n(), m);
-        }
-        let acts = Acts { rows: self.routing.tokens.as_ptr(), ..self.acts(Reg::H, gate.n_in) };
+        let quantized = gate.wants_quantized() || up.wants_quantized();
+        let rows = self.rows_as_input(Reg::H, gate.n_in, self.n(), quantized, m, own);
+        let acts = Acts { rows: self.routing.tokens.as_ptr(), ..rows };
         let n_panels = gate.n_panels();
         m.phase_even(self.visited().len() * n_panels, |claimed| {
             for i in claimed.start / n_panels..claimed.end.div_ceil(n_panels) {
@@ -279,10 +278,9 @@ impl Exec<'_> {
     /// Members claim panels, and add up the experts' shares in ascending order.
     pub(super) fn expert_down(&self, down: WeightId, output: Reg, add: bool, m: &Member<'_>, own: &mut MemberScratch) {
         let down = self.matrices(down);
-        if down.wants_quantized() {
-            self.quantize_rows(Reg::F, down.n_in, 0..self.n() * self.n_used(), m);
-        }
-        let acts = Acts { rows: self.routing.rows.as_ptr(), ..self.acts(Reg::F, down.n_in) };
+        let n = self.n() * self.n_used();
+        let rows = self.rows_as_input(Reg::F, down.n_in, n, down.wants_quantized(), m, own);
+        let acts = Acts { rows: self.routing.rows.as_ptr(), ..rows };
         m.phase_even(down.n_panels(), |panels| {
             let outputs = panels.start * LANES..down.n_out.min(panels.end * LANES);
             if !add {
@@ -332,7 +330,7 @@ impl Exec<'_> {
     /// Members claim tokens.
     pub(super) fn sigmoid_gate(&self, weight: WeightId, n_ff: usize, m: &Member<'_>) {
         let (weight, n_embd) = (self.vector(weight), self.width(Reg::H));
-        m.phase_even(self.n(), |tokens| {
+        self.tokens(m, |tokens| {
             for t in tokens {
                 // SAFETY: H is only read; this member's rows of F.
                 unsafe {

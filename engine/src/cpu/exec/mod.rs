@@ -1,8 +1,9 @@
 //! Walks the steps of a program: the CPU backend's side of every [`Step`].
 //!
 //! All members of the team run [`Exec::step`] together. A step is one or a few phases; in a phase members claim disjoint
-//! pieces of work, and a barrier ends it.
+//! pieces of work, and a barrier ends it. The small steps of a single token are no phases: one member does them alone.
 
+mod ahead;
 mod attend;
 mod experts;
 mod observe;
@@ -99,7 +100,9 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         let own = unsafe { &mut exec.members.get_mut(member.index..member.index + 1)[0] };
         // Without output rows there is nothing for the head to do.
         let needed = |block: &&Block| block.kind != BlockKind::Head || !batch.output_rows().is_empty();
-        for step in program.blocks[blocks.clone()].iter().filter(needed).flat_map(|b| &b.steps) {
+        let mut steps = program.blocks[blocks.clone()].iter().filter(needed).flat_map(|b| &b.steps);
+        while let Some(step) = steps.next() {
+            exec.read_ahead(step, steps.clone(), member);
             exec.step(step, member, own);
         }
     });
@@ -167,16 +170,16 @@ impl Exec<'_> {
             Step::Embed { table, scale } => self.embed(*table, *scale, m),
             Step::Norm { norm, input, output, add } => self.norm(norm, *input, *output, *add, m),
             Step::Qkv { q, k, v } => {
-                self.quantize(Reg::H, &[q, k, v], 0..self.n(), m);
-                self.products(&[(q, Reg::Q, false), (k, Reg::K, false), (v, Reg::V, false)], Reg::H, m, own);
+                let acts = self.input(Reg::H, &[q, k, v], m, own);
+                self.products(&[(q, Reg::Q, false), (k, Reg::K, false), (v, Reg::V, false)], &acts, m, own);
             }
             Step::HeadNorm { q, k } => self.head_norms(q, k, m),
             Step::Rope { rope } => self.rope(*rope, m),
             Step::StoreKv { layer } => self.store_kv(*layer, m),
             Step::Attend { layer, scale, window } => self.attend(*layer, *scale, *window, m, own),
             Step::Linear { linear, input, output, add } => {
-                self.quantize(*input, &[linear], 0..self.n(), m);
-                self.products(&[(linear, *output, *add)], *input, m, own);
+                let acts = self.input(*input, &[linear], m, own);
+                self.products(&[(linear, *output, *add)], &acts, m, own);
             }
             Step::Glu { gate, up, act } => self.glu(gate, up, *act, m, own),
             Step::Route { router, normalize } => self.route(router, *normalize, m, own),
@@ -187,6 +190,11 @@ impl Exec<'_> {
         }
     }
 
+    /// Work on each token of the batch for itself. That of a single token is little: one member does it alone.
+    fn tokens(&self, m: &Member<'_>, body: impl FnMut(Range<usize>)) {
+        if self.n() == 1 { m.alone(body) } else { m.phase_even(self.n(), body) }
+    }
+
     fn embed(&self, table: WeightId, scale: f32, m: &Member<'_>) {
         let Some(Loaded::Table { decode, tensor }) = &self.weights[table.0] else {
             unreachable!("the builder gave the embedding the table role")
@@ -194,7 +202,7 @@ impl Exec<'_> {
         let n_embd = self.width(Reg::X);
         let data = self.gguf.data(tensor);
         let row_bytes = data.len() / tensor.n_rows();
-        m.phase_even(self.n(), |rows| {
+        self.tokens(m, |rows| {
             for t in rows {
                 let token = self.batch.tokens[t] as usize;
                 // SAFETY: this member's rows.
@@ -209,7 +217,7 @@ impl Exec<'_> {
         let weight = self.vector(norm.weight);
         let width = weight.len();
         let (from, to) = (self.registers[slot(input)], self.registers[slot(output)]);
-        m.phase_even(self.n(), |rows| {
+        self.tokens(m, |rows| {
             for t in rows {
                 let at = t * width..(t + 1) * width;
                 if input == output {
@@ -223,45 +231,64 @@ impl Exec<'_> {
         });
     }
 
-    /// Quantizes rows of a register to int8, if one of the matrices that will read it wants that.
-    fn quantize(&self, input: Reg, linears: &[&Linear], rows: Range<usize>, m: &Member<'_>) {
-        if linears.iter().any(|l| self.matrix(l).wants_quantized()) {
-            self.quantize_rows(input, self.matrix(linears[0]).n_in, rows, m);
+    /// The batch's rows of a register as input of products: quantized to int8, if one of the matrices wants that.
+    fn input(&self, input: Reg, linears: &[&Linear], m: &Member<'_>, own: &mut MemberScratch) -> Acts {
+        let quantized = linears.iter().any(|l| self.matrix(l).wants_quantized());
+        self.rows_as_input(input, self.matrix(linears[0]).n_in, self.n(), quantized, m, own)
+    }
+
+    /// The first `n` rows of `n_in` floats of a register as input of products. A single row is quantized by every member for
+    /// itself, which takes less time than to share the work and to wait for each other.
+    fn rows_as_input(
+        &self,
+        input: Reg,
+        n_in: usize,
+        n: usize,
+        quantized: bool,
+        m: &Member<'_>,
+        own: &mut MemberScratch,
+    ) -> Acts {
+        let mut groups = self.groups.as_ptr();
+        if quantized && n == 1 {
+            m.meet();
+            let own = &mut own.groups[..n_in / GROUP];
+            self.quantize_row(input, n_in, 0, own);
+            groups = own.as_ptr();
+        } else if quantized {
+            let per_row = n_in / GROUP;
+            m.phase_even(n, |rows| {
+                for t in rows {
+                    // SAFETY: this member's rows.
+                    self.quantize_row(input, n_in, t, unsafe { self.groups.get_mut(t * per_row..(t + 1) * per_row) });
+                }
+            });
+        }
+        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups, rows: std::ptr::null() }
+    }
+
+    /// Quantizes row `t` of `n_in` floats of a register to int8.
+    fn quantize_row(&self, input: Reg, n_in: usize, t: usize, out: &mut [ActGroup]) {
+        // SAFETY: no member writes the register before all are through the product, whose output is another one; rows of
+        // whole groups; `kernels` are those of this CPU.
+        unsafe {
+            let row = self.registers[slot(input)].get(t * n_in..(t + 1) * n_in);
+            let least = match self.program.one_scale_per_token {
+                true => (self.kernels.absmax)(row.as_ptr(), n_in),
+                false => 0.0,
+            };
+            (self.kernels.quantize)(row.as_ptr(), least, out);
         }
     }
 
-    /// Quantizes rows of `n_in` floats of a register to int8.
-    fn quantize_rows(&self, input: Reg, n_in: usize, rows: Range<usize>, m: &Member<'_>) {
-        let groups = n_in / GROUP;
-        // Pieces of a row, so that the members share even a single token's.
-        let piece = if rows.len() == 1 { groups.div_ceil(4) } else { groups };
-        let pieces = groups.div_ceil(piece);
-        m.phase_even(rows.len() * pieces, |items| {
-            for item in items {
-                let (t, first) = (rows.start + item / pieces, item % pieces * piece);
-                let g = t * groups + first..t * groups + groups.min(first + piece);
-                // SAFETY: this member's groups.
-                unsafe {
-                    let row = self.registers[slot(input)].get(t * n_in..(t + 1) * n_in);
-                    let least = match self.program.one_scale_per_token {
-                        true => (self.kernels.absmax)(row.as_ptr(), n_in),
-                        false => 0.0,
-                    };
-                    (self.kernels.quantize)(row[first * GROUP..].as_ptr(), least, self.groups.get_mut(g));
-                }
-            }
-        });
-    }
-
-    /// The rows of a register as input of products.
-    fn acts(&self, input: Reg, n_in: usize) -> Acts {
-        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups: self.groups.as_ptr(), rows: std::ptr::null() }
+    /// A phase over panels. A single column goes through them as fast as they can be read, which runs help.
+    fn panel_phase(&self, n_panels: usize, m: &Member<'_>, body: impl FnMut(Range<usize>)) {
+        if self.n() == 1 { m.phase_runs(n_panels, body) } else { m.phase_even(n_panels, body) }
     }
 
     /// Products of one input with one or more matrices, as one phase over all their panels.
-    fn products(&self, targets: &[(&Linear, Reg, bool)], input: Reg, m: &Member<'_>, own: &mut MemberScratch) {
+    fn products(&self, targets: &[(&Linear, Reg, bool)], acts: &Acts, m: &Member<'_>, own: &mut MemberScratch) {
         let total: usize = targets.iter().map(|(l, ..)| self.matrix(l).n_panels()).sum();
-        m.phase_even(total, |claimed| {
+        self.panel_phase(total, m, |claimed| {
             let mut first = 0;
             for (linear, reg, add) in targets {
                 let matrix = self.matrix(linear);
@@ -269,7 +296,7 @@ impl Exec<'_> {
                     claimed.start.saturating_sub(first)..claimed.end.saturating_sub(first).min(matrix.n_panels());
                 first += matrix.n_panels();
                 let target = Target { out: self.registers[slot(*reg)], stride: self.width(*reg), add: *add };
-                self.panels(linear, panels, &self.acts(input, matrix.n_in), self.n(), target, own);
+                self.panels(linear, panels, acts, self.n(), target, own);
             }
         });
     }
@@ -312,10 +339,9 @@ impl Exec<'_> {
     }
 
     fn glu(&self, gate: &Linear, up: &Linear, act: Activation, m: &Member<'_>, own: &mut MemberScratch) {
-        self.quantize(Reg::H, &[gate, up], 0..self.n(), m);
+        let acts = self.input(Reg::H, &[gate, up], m, own);
         let n_in = self.matrix(gate).n_in;
-        m.phase_even(self.matrix(gate).n_panels(), |panels| {
-            let acts = self.acts(Reg::H, n_in);
+        self.panel_phase(self.matrix(gate).n_panels(), m, |panels| {
             for cols in column_passes(self.n(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers all columns of the batch.
@@ -357,7 +383,7 @@ impl Exec<'_> {
 
     fn head_norms(&self, q: &Vector, k: &Vector, m: &Member<'_>) {
         let hd = self.program.hparams.head_dim;
-        m.phase_even(self.n(), |rows| {
+        self.tokens(m, |rows| {
             for (reg, norm) in [(Reg::Q, q), (Reg::K, k)] {
                 let (width, weight) = (self.width(reg), self.vector(norm.weight));
                 // SAFETY: this member's rows.
@@ -374,7 +400,7 @@ impl Exec<'_> {
         let hd = self.program.hparams.head_dim;
         let (spec, (cos, sin)) = (&self.program.ropes[rope], &self.angles[rope]);
         let half = spec.freqs.len();
-        m.phase_even(self.n(), |rows| {
+        self.tokens(m, |rows| {
             for t in rows {
                 let at = t * half..(t + 1) * half;
                 for reg in [Reg::Q, Reg::K] {
@@ -400,7 +426,7 @@ impl Exec<'_> {
 
     fn store_kv_as<K: KvFormat>(&self, layer: usize, m: &Member<'_>) {
         let (hd, width) = (self.program.hparams.head_dim, self.width(Reg::K));
-        m.phase_even(self.n(), |rows| {
+        self.tokens(m, |rows| {
             for t in rows {
                 for (h, cache) in self.heads[layer].iter().enumerate() {
                     let at = t * width + h * hd..t * width + (h + 1) * hd;
@@ -422,13 +448,12 @@ impl Exec<'_> {
         let matrix = self.matrix(linear);
         let n_in = matrix.n_in;
         let parts = if matrix.wants_quantized() { 2 } else { 1 };
-        if parts == 2 {
-            self.quantize_twice(rows.clone(), n_in, m);
-        }
+        m.meet();
+        let groups = if parts == 2 { self.quantize_twice(rows.clone(), n_in, m, own) } else { std::ptr::null() };
         // SAFETY: H is only read in this phase.
         let x = unsafe { self.registers[slot(Reg::H)].get(rows.start * n_in..rows.end * n_in) }.as_ptr();
-        let acts = Acts { x, ..self.acts(Reg::H, n_in) };
-        m.phase_even(matrix.n_panels(), |panels| {
+        let acts = Acts { n_in, x, groups, rows: std::ptr::null() };
+        self.panel_phase(matrix.n_panels(), m, |panels| {
             for cols in column_passes(parts * rows.len(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers the columns.
@@ -456,21 +481,36 @@ impl Exec<'_> {
         }
     }
 
-    /// Quantizes rows of H to columns `2 i` (the row) and `2 i + 1` (what int8 left over).
-    fn quantize_twice(&self, rows: Range<usize>, n_in: usize, m: &Member<'_>) {
+    /// Quantizes rows of H to columns `2 i` (the row) and `2 i + 1` (what int8 left over); a single row by every member for
+    /// itself.
+    fn quantize_twice(
+        &self,
+        rows: Range<usize>,
+        n_in: usize,
+        m: &Member<'_>,
+        own: &mut MemberScratch,
+    ) -> *const ActGroup {
         let groups = n_in / GROUP;
+        let quantize = |t: usize, both: &mut [ActGroup]| {
+            let (main, rest) = both.split_at_mut(groups);
+            // SAFETY: H is only read; `kernels` are those of this CPU.
+            unsafe {
+                let x = self.registers[slot(Reg::H)].get(t * n_in..(t + 1) * n_in);
+                (self.kernels.quantize_twice)(x.as_ptr(), main, rest);
+            }
+        };
+        if rows.len() == 1 {
+            let both = &mut own.groups[..2 * groups];
+            quantize(rows.start, both);
+            return both.as_ptr();
+        }
         m.phase_even(rows.len(), |items| {
             for i in items {
-                let t = rows.start + i;
-                // SAFETY: H is only read; this member's two columns.
-                unsafe {
-                    let x = self.registers[slot(Reg::H)].get(t * n_in..(t + 1) * n_in);
-                    let both = self.groups.get_mut(2 * i * groups..2 * (i + 1) * groups);
-                    let (main, rest) = both.split_at_mut(groups);
-                    (self.kernels.quantize_twice)(x.as_ptr(), main, rest);
-                }
+                // SAFETY: this member's two columns.
+                quantize(rows.start + i, unsafe { self.groups.get_mut(2 * i * groups..2 * (i + 1) * groups) });
             }
         });
+        self.groups.as_ptr()
     }
 }
 

@@ -35,6 +35,8 @@ pub(in crate::cpu) struct Sizes {
     end: usize,
     registers: [usize; N_REGISTERS],
     groups: usize,
+    /// Of each member.
+    member_groups: usize,
     /// By rope.
     angles: Vec<usize>,
     partial: usize,
@@ -64,6 +66,7 @@ impl Sizes {
             end,
             registers,
             groups: n * widest / GROUP,
+            member_groups: widest / GROUP,
             angles: program.ropes.iter().map(|rope| n * rope.freqs.len()).collect(),
             partial: hp.n_head.saturating_mul(end.div_ceil(CHUNK)).saturating_mul(value_stride + 2),
             routing: RoutingSizes { rows: n * hp.n_expert_used, experts: regs.n_expert },
@@ -79,8 +82,11 @@ impl Sizes {
     /// Bytes of all of it.
     pub(in crate::cpu) fn bytes(&self) -> usize {
         let shared = self.registers.iter().sum::<usize>() + 2 * self.angles.iter().sum::<usize>();
-        let member = 4 * (self.work + self.tile + self.tile2 + self.mix) + AttentionWork::new(self.head_dim).bytes();
-        let fixed = 4 * shared + self.groups * size_of::<ActGroup>() + self.routing.bytes() + self.n_members * member;
+        let groups = size_of::<ActGroup>();
+        let member = 4 * (self.work + self.tile + self.tile2 + self.mix)
+            + self.member_groups * groups
+            + AttentionWork::new(self.head_dim).bytes();
+        let fixed = 4 * shared + self.groups * groups + self.routing.bytes() + self.n_members * member;
         self.partial.saturating_mul(4).saturating_add(fixed)
     }
 }
@@ -102,6 +108,8 @@ pub(in crate::cpu) struct Scratch {
 
 /// Work memory of one thread.
 pub(in crate::cpu) struct MemberScratch {
+    /// The quantized input, where it is a single row.
+    pub(super) groups: Vec<ActGroup>,
     pub(super) work: Vec<f32>,
     pub(super) tile: Vec<f32>,
     pub(super) tile2: Vec<f32>,
@@ -114,6 +122,7 @@ impl Scratch {
     pub(in crate::cpu) fn new(sizes: Sizes) -> Scratch {
         let zeros = |len: usize| vec![0.0f32; len];
         let member = || MemberScratch {
+            groups: vec![ActGroup::default(); sizes.member_groups],
             work: zeros(sizes.work),
             tile: zeros(sizes.tile),
             tile2: zeros(sizes.tile2),
