@@ -1,13 +1,13 @@
 //! A device measures itself: small programs are timed on its backend, the same code that will run the model.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tandem_loader::GgmlType;
+use tandem_models::BlockKind;
 
-use super::probe::{Probe, Shape};
-use super::speed::{DeviceSpeed, cache_rate};
+use super::probe::Probe;
+use super::speed::{DeviceSpeed, HeadShape, Rate, Shape};
 use crate::backend::{Backend, Batch, Hidden};
 use crate::error::Result;
 use crate::model::KvType;
@@ -17,6 +17,8 @@ use crate::session::DEFAULT_BATCH;
 const TIME: Duration = Duration::from_millis(100);
 /// Fewest repetitions of a figure: one disturbance does not decide.
 const REPETITIONS: usize = 8;
+/// Repetitions that are enough of what takes long.
+const FEW: usize = 4;
 /// Layers timed together.
 const N_LAYERS: usize = 32;
 /// Positions of the cache.
@@ -24,9 +26,13 @@ pub(super) const N_CTX: usize = 4096;
 /// Bytes of weights read: above what caches hold.
 const WEIGHT_BYTES: usize = 128 << 20;
 
-/// Shapes of the probes: matrices as in models of a hundred million weights, and of some billions.
+/// Two shapes from which the cost of a product beside its bytes follows: matrices as in models of a hundred million weights,
+/// and of some billions. Multiples of every type's block.
 const SMALL: Shape = (512, 1536);
 const LARGE: Shape = (2048, 8192);
+
+/// Most likely tokens that a head is asked for, as a sampler with usual settings does.
+const BEST: usize = 40;
 
 /// Loads a probe on the device that is measured, with room for [`N_CTX`] positions.
 pub(super) type Load<'a> = &'a dyn Fn(&Probe) -> Result<Box<dyn Backend>>;
@@ -35,26 +41,31 @@ pub(super) type Load<'a> = &'a dyn Fn(&Probe) -> Result<Box<dyn Backend>>;
 ///
 /// # Errors
 /// Those of the backend.
-pub(super) fn complete(
-    speed: &mut DeviceSpeed,
-    needed: &BTreeSet<String>,
-    kv_type: KvType,
-    load: Load<'_>,
-) -> Result<()> {
-    let missing = |name: &str| needed.contains(name) && !speed.rates.contains_key(name);
-    if missing(&cache_rate(kv_type)) {
-        steps(speed, kv_type, load)?;
-    }
-    for ty in GgmlType::ALL.iter().filter(|ty| needed.contains(ty.name())) {
-        if !speed.rates.contains_key(ty.name()) {
-            weights(*ty, speed, load)?;
+pub(super) fn complete(speed: &mut DeviceSpeed, needed: &[Rate], load: Load<'_>) -> Result<()> {
+    for rate in needed {
+        if speed.rates.contains_key(&rate.name()) {
+            continue;
         }
+        let value = match *rate {
+            Rate::Cache(kv_type) => steps(speed, kv_type, load)?,
+            Rate::Weights(ty, shape) => {
+                if speed.rates.keys().all(|name| name.starts_with("cache")) {
+                    speed.product = product(ty, speed, load)?;
+                }
+                let products = Products::measure(ty, shape, speed, load)?;
+                // Most of the time is reading; where it were not, half is the least it can be.
+                let reading = (products.seconds - products.n * speed.product).max(products.seconds / 2.0);
+                products.bytes / reading
+            }
+            Rate::Head(ty, shape) => head(ty, shape, speed, load)?,
+        };
+        speed.rates.insert(rate.name(), value);
     }
     Ok(())
 }
 
-/// Cost of visits, steps and transfers, and the speed of attention over a cache.
-fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<()> {
+/// Measures the cost of visits, steps and transfers; gives the speed of attention over a cache.
+fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<f64> {
     let probe = Probe::layers(N_LAYERS)?;
     let mut timer = Timer::new(&probe, load)?;
     let n_rows = DEFAULT_BATCH;
@@ -78,23 +89,24 @@ fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<()>
     speed.transfer = (rows - row).max(0.0) / bytes as f64;
     let bytes = N_LAYERS * (N_CTX - 1) * kv_type.bytes(probe.program.kv_elements_per_position());
     // Attention that costs nothing measurable is as fast as the clock can tell.
-    speed.rates.insert(cache_rate(kv_type), bytes as f64 / (deep - many).max(1e-6));
-    Ok(())
+    Ok(bytes as f64 / (deep - many).max(1e-6))
 }
 
-/// Speed of products with weights of a type; with the first type, also what a product costs beside its bytes.
-fn weights(ty: GgmlType, speed: &mut DeviceSpeed, load: Load<'_>) -> Result<()> {
-    let large = Products::measure(ty, LARGE, speed, load)?;
-    if speed.rates.keys().all(|name| name.starts_with("cache")) {
-        let small = Products::measure(ty, SMALL, speed, load)?;
-        // Two equations, `seconds = n * cost + bytes / rate`, for cost and rate.
-        let determinant = small.n * large.bytes - large.n * small.bytes;
-        speed.product = ((small.seconds * large.bytes - large.seconds * small.bytes) / determinant).max(0.0);
-    }
-    // Most of the time is reading; where it were not, half is the least it can be.
-    let reading = (large.seconds - large.n * speed.product).max(large.seconds / 2.0);
-    speed.rates.insert(ty.name().to_owned(), large.bytes / reading);
-    Ok(())
+/// What a product costs beside its bytes.
+fn product(ty: GgmlType, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
+    let (large, small) = (Products::measure(ty, LARGE, speed, load)?, Products::measure(ty, SMALL, speed, load)?);
+    // Two equations, `seconds = n * cost + bytes / rate`, for cost and rate.
+    let determinant = small.n * large.bytes - large.n * small.bytes;
+    Ok(((small.seconds * large.bytes - large.seconds * small.bytes) / determinant).max(0.0))
+}
+
+/// Speed of an output head, of as many rows as are enough to measure.
+fn head(ty: GgmlType, (n_embd, n_vocab): HeadShape, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
+    let row_bytes = n_embd / ty.block_size() * ty.block_bytes();
+    let probe = Probe::head(ty, (n_embd, n_vocab.min(WEIGHT_BYTES / row_bytes)))?;
+    let other = speed.visit + speed.step * probe.n_steps(0..1) as f64;
+    let seconds = Timer::new(&probe, load)?.seconds(0..1, 1, 0)?;
+    Ok(probe.matrix_bytes() as f64 / (seconds - other).max(seconds / 2.0))
 }
 
 /// Products that were timed.
@@ -124,19 +136,23 @@ impl Products {
 struct Timer {
     backend: Box<dyn Backend>,
     n_embd: usize,
+    /// Whether a run ends in logits, of its last token.
+    head: bool,
     tokens: Vec<u32>,
 }
 
 impl Timer {
     fn new(probe: &Probe, load: Load<'_>) -> Result<Timer> {
         let backend = load(probe)?;
-        Ok(Timer { backend, n_embd: probe.program.registers.n_embd, tokens: vec![0; DEFAULT_BATCH] })
+        let head = probe.program.blocks.iter().any(|block| block.kind == BlockKind::Head);
+        Ok(Timer { backend, n_embd: probe.program.registers.n_embd, head, tokens: vec![0; DEFAULT_BATCH] })
     }
 
     /// Runs blocks once over `n` tokens at position `start`.
     fn run(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
-        let mut hidden = Hidden { x: vec![1.0; n * self.n_embd], ..Hidden::default() };
-        let batch = Batch { tokens: &self.tokens[..n], start, outputs: (n, n) };
+        let mut hidden = Hidden { x: vec![1.0; n * self.n_embd], enough: Some(BEST), ..Hidden::default() };
+        let outputs = (n - usize::from(self.head), n);
+        let batch = Batch { tokens: &self.tokens[..n], start, outputs };
         let clock = Instant::now();
         self.backend.run(blocks, &batch, &mut hidden)?;
         Ok(clock.elapsed().as_secs_f64())
@@ -157,7 +173,9 @@ impl Timer {
         }
         let clock = Instant::now();
         for turn in 0.. {
-            if turn >= REPETITIONS && clock.elapsed() >= TIME * N as u32 {
+            let time = TIME * N as u32;
+            let enough = if clock.elapsed() >= 4 * time { FEW } else { REPETITIONS };
+            if turn >= enough && clock.elapsed() >= time {
                 break;
             }
             for ((blocks, n, start), samples) in runs.iter().zip(&mut samples) {

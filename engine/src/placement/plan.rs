@@ -68,7 +68,7 @@ pub struct Speeds<'a> {
     pub table: BTreeMap<String, DeviceSpeed>,
     /// When to measure what is missing.
     pub measure: Measure,
-    /// Hears that a device is about to be measured, which takes a second or so.
+    /// Hears that a device is about to be measured, which takes a second or some.
     pub on_measure: Option<&'a dyn Fn(Device)>,
 }
 
@@ -416,11 +416,11 @@ impl<'a> Planner<'a> {
         let needed = rates_needed(self.gguf, self.program, self.cpu.kv_type);
         let speed = speeds.table.entry(self.key(device)).or_default();
         if let Some(on_measure) =
-            speeds.on_measure.filter(|_| needed.iter().any(|name| !speed.rates.contains_key(name)))
+            speeds.on_measure.filter(|_| needed.iter().any(|rate| !speed.rates.contains_key(&rate.name())))
         {
             on_measure(device);
         }
-        measure::complete(speed, &needed, self.cpu.kv_type, &|probe| self.load_probe(device, probe))
+        measure::complete(speed, &needed, &|probe| self.load_probe(device, probe))
     }
 
     /// The speed of a placement; `None` where something was not measured.

@@ -30,7 +30,7 @@ fn adapter(software: bool) -> Adapter {
 }
 
 fn speed(rate: f64, visit: f64) -> DeviceSpeed {
-    let rates = ["F16", "cache f16"].map(|name| (name.to_owned(), rate));
+    let rates = ["F16 64x64", "head F16 64x1", "cache f16"].map(|name| (name.to_owned(), rate));
     DeviceSpeed { visit, step: 1e-6, product: 0.0, transfer: 1e-9, rates: BTreeMap::from(rates) }
 }
 

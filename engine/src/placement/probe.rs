@@ -12,7 +12,7 @@ use tandem_models::{
     WeightId, WeightRole,
 };
 
-use super::speed::is_product;
+use super::speed::{HeadShape, Shape, is_product};
 use crate::error::Result;
 
 /// Tensors begin at multiples of this in the file.
@@ -25,9 +25,6 @@ pub(super) struct Probe {
     pub(super) gguf: Arc<Gguf>,
     pub(super) program: Arc<Program>,
 }
-
-/// Widths of a probe's residual stream and of its feed-forward hidden: multiples of every type's block.
-pub(super) type Shape = (usize, usize);
 
 /// Width of the residual stream of [`Probe::layers`]: so small that reading weights costs nothing.
 const SMALL: usize = 64;
@@ -117,6 +114,24 @@ impl Probe {
         b.finish(n, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })
     }
 
+    /// An output head. Its bias makes all logits different, so that there are best ones.
+    pub(super) fn head(ty: GgmlType, (n_embd, n_vocab): HeadShape) -> Result<Probe> {
+        let mut b = Builder::default();
+        let norm = b.vector("norm", n_embd);
+        let bias = b.ramp("bias", n_vocab);
+        let head = Linear { bias: Some(bias), ..b.matrix("head", ty, n_embd, n_vocab) };
+        let steps = vec![
+            Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
+            Step::Logits { linear: head, soft_cap: None },
+        ];
+        b.block(BlockKind::Head, vec![norm.weight, head.weight, bias], steps);
+        let mut probe = b.finish(0, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff: n_embd, n_expert: 0 })?;
+        let mut program = Arc::unwrap_or_clone(probe.program);
+        program.hparams.n_vocab = n_vocab;
+        probe.program = Arc::new(program);
+        Ok(probe)
+    }
+
     /// Steps that multiply with matrices.
     pub(super) fn n_products(&self) -> usize {
         self.program.blocks.iter().flat_map(|b| &b.steps).filter(|step| is_product(step)).count()
@@ -136,13 +151,20 @@ struct Builder {
     blocks: Vec<Block>,
     /// The file's tensor directory.
     directory: Vec<u8>,
-    /// Bytes of data so far; all of them are zero.
+    /// Bytes of data so far; all of them are zero, but for those of `ramp`.
     data: usize,
+    /// Where a vector with the elements 0, 1, 2... is in the data, and how long it is.
+    ramp: Option<(usize, usize)>,
 }
 
 impl Builder {
     fn vector(&mut self, name: &str, n: usize) -> Vector {
         Vector { weight: self.tensor(name, WeightRole::Vector, GgmlType::F32, &[n]), eps: EPS }
+    }
+
+    fn ramp(&mut self, name: &str, n: usize) -> WeightId {
+        self.ramp = Some((self.data, n));
+        self.tensor(name, WeightRole::Vector, GgmlType::F32, &[n])
     }
 
     fn matrix(&mut self, name: &str, ty: GgmlType, n_in: usize, n_out: usize) -> Linear {
@@ -196,8 +218,13 @@ impl Builder {
         let counts = [self.weights.len() as u64, 0].map(u64::to_le_bytes).concat();
         let head = [&b"GGUF"[..], &3u32.to_le_bytes(), &counts, &self.directory].concat();
         // One allocation of zeros, which the system gives page by page.
-        let mut file = vec![0; head.len().next_multiple_of(ALIGNMENT) + self.data];
+        let data = head.len().next_multiple_of(ALIGNMENT);
+        let mut file = vec![0; data + self.data];
         file[..head.len()].copy_from_slice(&head);
+        if let Some((at, n)) = self.ramp {
+            let elements = file[data + at..].as_chunks_mut::<4>().0.iter_mut().take(n);
+            elements.enumerate().for_each(|(i, element)| *element = (i as f32).to_le_bytes());
+        }
         let gguf = Gguf::from_bytes(Path::new("(a self-measurement)"), file)?;
         let program = Program {
             arch: "(a self-measurement)".to_owned(),

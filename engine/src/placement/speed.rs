@@ -3,11 +3,11 @@
 //! A token costs a device a fixed time per visit, a fixed time per step, and the time to read weights and cache. The
 //! figures are measured on the spot ([`super::measure`]) with small programs of the same steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use tandem_loader::{Gguf, TensorInfo};
-use tandem_models::{BlockKind, Program, Step, Weight, WeightRole};
+use tandem_loader::{GgmlType, Gguf, TensorInfo};
+use tandem_models::{Block, BlockKind, Program, Step, Weight, WeightRole};
 
 use super::{Device, Placement};
 use crate::model::KvType;
@@ -23,14 +23,51 @@ pub struct DeviceSpeed {
     pub product: f64,
     /// Seconds per byte of activations that goes in or comes out.
     pub transfer: f64,
-    /// Bytes read per second: of weights by type name (`Q4_K`), of the cache by its type (`cache f16`). Weights count
-    /// with their bytes in the file.
+    /// Bytes read per second, by name of the [`Rate`]. Weights count with their bytes in the file.
     pub rates: BTreeMap<String, f64>,
 }
 
-/// The name of a cache type's rate.
-pub(super) fn cache_rate(kv_type: KvType) -> String {
-    format!("cache {}", kv_type.name())
+/// A speed of reading that depends on what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rate {
+    /// Keys and values.
+    Cache(KvType),
+    /// Matrices of a type, of feed-forward parts with these widths: short rows keep some devices less busy than long ones.
+    Weights(GgmlType, Shape),
+    /// An output head of a type: it is multiplied with what int8 leaves of its input too, and its best rows are found.
+    Head(GgmlType, HeadShape),
+}
+
+/// Widths of the residual stream and of the feed-forward hidden.
+pub(super) type Shape = (usize, usize);
+/// Width of the residual stream, and number of tokens.
+pub(super) type HeadShape = (usize, usize);
+
+/// Widths above these cost what they cost, byte for byte.
+const LONG: Shape = (2048, 8192);
+
+impl Rate {
+    /// As it is called where figures are kept, as in `cache f16`, `Q4_K 2048x8192`, `head Q6_K 2048x128256`.
+    pub(super) fn name(self) -> String {
+        match self {
+            Rate::Cache(kv_type) => format!("cache {}", kv_type.name()),
+            Rate::Weights(ty, (n_embd, n_ff)) => format!("{} {n_embd}x{n_ff}", ty.name()),
+            Rate::Head(ty, (n_embd, n_vocab)) => format!("head {} {n_embd}x{n_vocab}", ty.name()),
+        }
+    }
+
+    /// That of a matrix of a block.
+    fn of(program: &Program, block: &Block, ty: GgmlType) -> Rate {
+        let regs = &program.registers;
+        let whole = |n: usize, most: usize| n.clamp(1, most).next_multiple_of(ty.block_size());
+        let n_embd = whole(regs.n_embd, LONG.0);
+        match block.kind {
+            BlockKind::Head => Rate::Head(ty, (n_embd, program.hparams.n_vocab)),
+            BlockKind::Embed | BlockKind::Attention(_) | BlockKind::FeedForward(_) => {
+                Rate::Weights(ty, (n_embd, whole(regs.n_ff, LONG.1)))
+            }
+        }
+    }
 }
 
 /// Whether a step multiplies with matrices.
@@ -43,12 +80,30 @@ pub(super) fn is_product(step: &Step) -> bool {
     }
 }
 
-/// Names of the rates that predicting a program needs.
-pub(super) fn rates_needed(gguf: &Gguf, program: &Program, kv_type: KvType) -> BTreeSet<String> {
-    let matrices = program.weights.iter().filter_map(|w| Some((w, gguf.tensor(&w.tensor)?)));
-    let matrices = matrices.filter(|(w, tensor)| matrix_bytes(program, w, tensor) > 0);
-    let types = matrices.map(|(_, tensor)| tensor.ty.name().to_owned());
-    types.chain([cache_rate(kv_type)]).collect()
+/// The rates that predicting a program needs.
+pub(super) fn rates_needed(gguf: &Gguf, program: &Program, kv_type: KvType) -> Vec<Rate> {
+    let mut rates = vec![Rate::Cache(kv_type)];
+    for block in &program.blocks {
+        for (ty, _) in matrices(gguf, program, block) {
+            let rate = Rate::of(program, block, ty);
+            if !rates.contains(&rate) {
+                rates.push(rate);
+            }
+        }
+    }
+    rates
+}
+
+/// The matrices of a block: their types, and the bytes that a token reads.
+fn matrices<'a>(
+    gguf: &'a Gguf,
+    program: &'a Program,
+    block: &'a Block,
+) -> impl Iterator<Item = (GgmlType, usize)> + 'a {
+    let weights = block.weights.iter().map(|id| program.weight(*id));
+    let tensors = weights.filter_map(|weight| Some((weight, gguf.tensor(&weight.tensor)?)));
+    let bytes = tensors.map(|(weight, tensor)| (tensor.ty, matrix_bytes(program, weight, tensor)));
+    bytes.filter(|(_, bytes)| *bytes > 0)
 }
 
 /// Bytes of a weight in the file that one token reads as a product's matrix: of experts, those that it uses. Vectors and
@@ -95,20 +150,20 @@ impl Prediction {
         speed: &DeviceSpeed,
     ) -> Option<()> {
         let parts = &program.blocks[blocks];
-        let ends_in_logits = parts.iter().any(|b| b.kind == BlockKind::Head);
-        let floats_out = if ends_in_logits { program.hparams.n_vocab } else { program.registers.n_embd };
-        self.base += speed.visit + 4.0 * (program.registers.n_embd + floats_out) as f64 * speed.transfer;
-        for weight in parts.iter().flat_map(|b| &b.weights).map(|id| program.weight(*id)) {
-            let Some(tensor) = gguf.tensor(&weight.tensor) else { continue };
-            let bytes = matrix_bytes(program, weight, tensor);
-            if bytes > 0 {
-                self.base += bytes as f64 / speed.rates.get(tensor.ty.name())?;
+        // Of the head's results only the best come back, which is in its rate.
+        let ways = if parts.iter().any(|b| b.kind == BlockKind::Head) { 1 } else { 2 };
+        self.base += speed.visit + (4 * ways * program.registers.n_embd) as f64 * speed.transfer;
+        for block in parts {
+            for (ty, bytes) in matrices(gguf, program, block) {
+                self.base += bytes as f64 / speed.rates.get(&Rate::of(program, block, ty).name())?;
             }
         }
         let position = kv_type.bytes(program.kv_elements_per_position()) as f64;
-        let cache = position / speed.rates.get(&cache_rate(kv_type))?;
+        let cache = position / speed.rates.get(&Rate::Cache(kv_type).name())?;
         for step in parts.iter().flat_map(|b| &b.steps) {
-            self.base += speed.step + if is_product(step) { speed.product } else { 0.0 };
+            // What the head's product costs beside its bytes is in its rate.
+            let product = is_product(step) && !matches!(step, Step::Logits { .. });
+            self.base += speed.step + if product { speed.product } else { 0.0 };
             if let Step::Attend { window, .. } = step {
                 self.attention.push((cache, *window));
             }
