@@ -201,7 +201,8 @@ impl Attention {
         let scale = 1.0 / (head_dim as f32).sqrt();
         // SAFETY: the cache has this format and holds the chunk; queries and results have `head_dim` elements, which
         // is a multiple of 16; `IsaLevel::kernels` asked the CPU.
-        unsafe { (self.attend)(&self.head, &mut rows, scale, 0, &mut self.work) };
+        // Where there are bf16 products, they are what is measured.
+        unsafe { (self.attend)(&self.head, &mut rows, (scale, 0), 0, &mut self.work) };
         rows[0].sum
     }
 
@@ -282,15 +283,11 @@ impl Glu {
 
     /// Activates.
     pub fn run(&mut self) -> f32 {
-        let lanes = |v: &[f32]| v.len() / LANES;
-        assert!(lanes(&self.gate) == lanes(&self.out) && lanes(&self.up) == lanes(&self.out));
-        for i in (0..lanes(&self.out) * LANES).step_by(LANES) {
-            // SAFETY: 16 floats of each; `IsaLevel::kernels` asked the CPU.
-            unsafe {
-                let (gate, up) = (self.gate.as_ptr().add(i), self.up.as_ptr().add(i));
-                (self.kernels.glu)(self.act, gate, up, self.out.as_mut_ptr().add(i));
-            }
-        }
+        assert!(self.out.len().is_multiple_of(LANES) && self.up.len() == self.out.len());
+        // The kernel works in place.
+        self.out.copy_from_slice(&self.gate);
+        // SAFETY: equally long, whole vectors; `IsaLevel::kernels` asked the CPU.
+        unsafe { (self.kernels.glu)(self.act, &mut self.out, &self.up) };
         self.out[0]
     }
 }

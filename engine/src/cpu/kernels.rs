@@ -16,8 +16,9 @@ pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<u
 /// Interleaves 16 rows' blocks.
 pub(crate) type PackFn = fn(rows: &[&[u8]; LANES], out: &mut [u8]);
 
-/// Adds one chunk's share to some queries; see [`super::attention::chunk`].
-pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork);
+/// Adds one chunk's share to some queries; see [`super::attention::chunk`]. The pair is what scores are multiplied with, and
+/// up to how many positions a query must be computed in f32.
+pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], (f32, usize), usize, &mut AttentionWork);
 
 /// How one weight type is packed and multiplied.
 #[derive(Clone, Copy)]
@@ -43,7 +44,8 @@ pub(crate) struct Kernels {
     pub(crate) dot_f32: unsafe fn(*const f32, *const f32, usize) -> f32,
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32], bool),
     pub(crate) head_norm: unsafe fn(&mut [f32], &[f32], f32),
-    pub(crate) glu: unsafe fn(Activation, *const f32, *const f32, *mut f32),
+    pub(crate) glu: unsafe fn(Activation, &mut [f32], &[f32]),
+    pub(crate) write_tiles: unsafe fn(*const f32, usize, *mut f32, usize, bool),
     /// Attention over a cache of a type.
     pub(crate) attend: fn(KvType) -> AttendFn,
     pub(crate) merge: unsafe fn(&mut QueryRow, (f32, f32), *const f32, usize),
@@ -187,15 +189,20 @@ macro_rules! kernels_for {
                 unsafe { ops::head_norm::<$isa>(head, weight, eps) }
             }
             $(#[$feature])?
-            unsafe fn glu(act: Activation, gate: *const f32, up: *const f32, out: *mut f32) {
+            unsafe fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
                 // SAFETY: see above.
-                unsafe { ops::glu::<$isa>(act, gate, up, out) }
+                unsafe { ops::glu::<$isa>(act, gate, up) }
+            }
+            $(#[$feature])?
+            unsafe fn write_tiles(tiles: *const f32, n: usize, out: *mut f32, stride: usize, add: bool) {
+                // SAFETY: see above.
+                unsafe { ops::write_tiles::<$isa>(tiles, n, out, stride, add) }
             }
             $(#[$feature])?
             unsafe fn attend<K: KvFormat>(
                 cache: &HeadCache,
                 rows: &mut [QueryRow],
-                scale: f32,
+                (scale, _): (f32, usize),
                 chunk: usize,
                 work: &mut AttentionWork,
             ) {
@@ -282,6 +289,7 @@ macro_rules! kernels_for {
                     rms_norm,
                     head_norm,
                     glu,
+                    write_tiles,
                     attend: attend_for,
                     merge,
                     outer,
@@ -311,7 +319,7 @@ mod avx512_bf16 {
     unsafe fn attend<K: KvFormat>(
         cache: &HeadCache,
         rows: &mut [QueryRow],
-        scale: f32,
+        scale: (f32, usize),
         chunk: usize,
         work: &mut AttentionWork,
     ) {

@@ -129,7 +129,10 @@ impl<E: Element> KvFormat for E {
         unsafe {
             let mut sum = [[S::f_splat(0.0); R]; T];
             for d in 0..n {
-                let keys: [S::F; T] = std::array::from_fn(|t| Self::key::<S>(tiles[t], n, d));
+                let mut keys = [S::f_splat(0.0); T];
+                for t in 0..T {
+                    keys[t] = Self::key::<S>(tiles[t], n, d);
+                }
                 for r in 0..R {
                     let q = S::f_splat(*queries[r].add(d));
                     for t in 0..T {
@@ -229,9 +232,11 @@ impl KvFormat for KvQ8 {
     unsafe fn value<S: Isa>(row: *const u8, n: usize, d: usize) -> (S::F, S::F) {
         unsafe {
             let scale = value_scale::<S>(row.add(n + d / GROUP * 2));
-            let load = |d: usize| S::f_mul(S::i_to_f(S::i_load_i8(row.add(d).cast())), scale);
-            let first = load(d);
-            (first, if d + GROUP <= n { load(d + LANES) } else { first })
+            let first = S::f_mul(S::i_to_f(S::i_load_i8(row.add(d).cast())), scale);
+            if d + GROUP > n {
+                return (first, first);
+            }
+            (first, S::f_mul(S::i_to_f(S::i_load_i8(row.add(d + LANES).cast())), scale))
         }
     }
 }
@@ -276,7 +281,7 @@ impl KvFormat for KvQ4 {
             let bytes = S::i_load_u8(group.add(d % (GROUP / 2) * LANES));
             let q = if d % GROUP < GROUP / 2 { S::i_and(bytes, 15) } else { S::i_shr(bytes, 4) };
             let scale = S::f_load_f16(group.add(LANES * GROUP / 2).cast());
-            S::f_mul(S::i_to_f(S::i_add(q, S::i_splat(-8))), scale)
+            S::f_mul(signed::<S>(q), scale)
         }
     }
     #[inline(always)]
@@ -285,7 +290,13 @@ impl KvFormat for KvQ4 {
         n: usize,
         queries: &[*const f32; R],
     ) -> [[S::F; R]; T] {
-        unsafe { std::array::from_fn(|t| dot_q4::<S, R>(tiles[t], n, queries)) }
+        unsafe {
+            let mut sum = [[S::f_splat(0.0); R]; T];
+            for t in 0..T {
+                sum[t] = dot_q4::<S, R>(tiles[t], n, queries);
+            }
+            sum
+        }
     }
     #[inline(always)]
     unsafe fn value<S: Isa>(row: *const u8, _: usize, d: usize) -> (S::F, S::F) {
@@ -293,10 +304,20 @@ impl KvFormat for KvQ4 {
             let group = row.add(d / GROUP * (GROUP / 2 + 2));
             let scale = value_scale::<S>(group.add(GROUP / 2));
             let bytes = S::i_load_u8(group);
-            let signed = |q: S::I| S::f_mul(S::i_to_f(S::i_add(q, S::i_splat(-8))), scale);
-            (signed(S::i_and(bytes, 15)), signed(S::i_shr(bytes, 4)))
+            let (low, high) = (signed::<S>(S::i_and(bytes, 15)), signed::<S>(S::i_shr(bytes, 4)));
+            (S::f_mul(low, scale), S::f_mul(high, scale))
         }
     }
+}
+
+/// The quants of nibbles.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn signed<S: Isa>(nibbles: S::I) -> S::F {
+    // SAFETY: register operations.
+    unsafe { S::i_to_f(S::i_add(nibbles, S::i_splat(-8))) }
 }
 
 /// Dot products of `R` queries with a tile of [`KvQ4`].
@@ -308,7 +329,6 @@ unsafe fn dot_q4<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*
     // SAFETY: offsets stay inside the tile the caller points to.
     unsafe {
         let mut sum = [S::f_splat(0.0); R];
-        let signed = |nibbles: S::I| S::i_to_f(S::i_add(nibbles, S::i_splat(-8)));
         for g in 0..n.div_ceil(GROUP) {
             let group = tile.add(g * LANES * (GROUP / 2 + 2));
             let mut part = [S::f_splat(0.0); R];
@@ -318,7 +338,7 @@ unsafe fn dot_q4<S: Isa, const R: usize>(tile: *const u8, n: usize, queries: &[*
                     if g * GROUP + d < n {
                         for r in 0..R {
                             let q = S::f_splat(*queries[r].add(g * GROUP + d));
-                            part[r] = S::f_fma(signed(nibbles), q, part[r]);
+                            part[r] = S::f_fma(signed::<S>(nibbles), q, part[r]);
                         }
                     }
                 }

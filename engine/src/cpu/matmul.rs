@@ -1,8 +1,11 @@
 //! GEMV and GEMM over weight panels, written once for all quantized types and instruction sets.
 //!
-//! Every output element is `sum over groups of 32: (scale * d) * (q . a) + min * d * sum(a)`, added group by group in
-//! f32 by one lane. GEMV and GEMM do exactly the same operations in the same order, so results do not depend on how a
+//! Every output element is `sum over groups of 32 (or 16): (d * (q . a)) * scale + min * (d * sum(a))`, added group by group
+//! in f32 by one lane. GEMV and GEMM do exactly the same operations in the same order, so results do not depend on how a
 //! prompt is split into batches, nor on the number of threads.
+//!
+//! Vectors are handled in plain loops and inlined functions, never in closures (`array::from_fn`, `map`): a closure that the
+//! compiler does not inline has none of the instruction set's features, and costs a factor.
 
 use std::ops::Range;
 
@@ -20,10 +23,8 @@ pub(crate) struct ActGroup {
     pub(crate) d: f32,
     /// Scale times the sum of the quants.
     pub(crate) sum: f32,
-    /// The negated sum of the quants.
-    pub(crate) minus: i32,
-    /// The negated sum of the first half of the quants.
-    pub(crate) minus_first: i32,
+    /// Scale times the sums of the first and the second half of the quants.
+    pub(crate) halves: [f32; 2],
 }
 
 /// The input of a matrix product: rows of activations, one per token or per token and expert.
@@ -58,6 +59,20 @@ impl Acts {
     unsafe fn quants(&self, col: usize) -> *const ActGroup {
         // SAFETY: as the caller promises.
         unsafe { self.groups.add(self.row(col) * (self.n_in / GROUP)) }
+    }
+
+    /// `N` columns from `col` on, in int8, from group `first` on.
+    ///
+    /// # Safety
+    /// As for [`Acts::quants`], for all of them.
+    #[inline(always)]
+    unsafe fn columns<const N: usize>(&self, col: usize, first: usize) -> [*const ActGroup; N] {
+        let mut columns = [std::ptr::null(); N];
+        for n in 0..N {
+            // SAFETY: as the caller promises.
+            columns[n] = unsafe { self.quants(col + n).add(first) };
+        }
+        columns
     }
 
     /// # Safety
@@ -169,19 +184,29 @@ unsafe fn gemv<S: Isa, P: Packed, const N: usize>(panel: *const u8, acts: &Acts,
     // SAFETY: as for [`panel`].
     unsafe {
         let groups = acts.n_in / GROUP;
-        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.quants(col + n));
+        let mut columns = acts.columns::<N>(col, 0);
         let mut total = [S::f_splat(0.0); N];
         let mut block = panel;
         let group_bytes = LANES * P::FILE_BYTES * GROUP / P::BLOCK;
-        for kb in (0..groups).step_by(P::BLOCK / GROUP) {
+        for _ in (0..groups).step_by(P::BLOCK / GROUP) {
             for g in 0..P::BLOCK / GROUP {
                 for line in (0..group_bytes).step_by(CACHE_LINE) {
                     S::prefetch(block.wrapping_add(g * group_bytes + line + PREFETCH));
                 }
                 let quants = P::quants::<S>(block, g);
                 let scales = P::scale_min::<S>(block, g);
+                if P::OCTETS {
+                    let sums = sums::group::<S, N>(&quants, &columns);
+                    for n in 0..N {
+                        total[n] = add_scaled::<S, P>(total[n], sums[n], scales[0], columns[n], 0);
+                    }
+                } else {
+                    for n in 0..N {
+                        total[n] = group::<S, P>(total[n], &quants, &scales, columns[n]);
+                    }
+                }
                 for n in 0..N {
-                    total[n] = group::<S, P>(total[n], &quants, &scales, columns[n].add(kb + g));
+                    columns[n] = columns[n].wrapping_add(1);
                 }
             }
             block = block.add(LANES * P::FILE_BYTES);
@@ -192,10 +217,10 @@ unsafe fn gemv<S: Isa, P: Packed, const N: usize>(panel: *const u8, acts: &Acts,
     }
 }
 
-/// Adds one group's share.
+/// Adds one group's share, of quants in registers.
 #[inline(always)]
 unsafe fn group<S: Isa, P: Packed>(
-    total: S::F,
+    mut total: S::F,
     quants: &[S::B; 8],
     scales: &[(S::F, S::F); 2],
     act: *const ActGroup,
@@ -203,34 +228,14 @@ unsafe fn group<S: Isa, P: Packed>(
     // SAFETY: as for [`panel`].
     unsafe {
         let a = (&raw const (*act).q).cast::<i8>();
-        if P::OCTETS {
-            let [sum] = sums::group::<S, 1>(|j| quants[j], [act]);
-            return apply::<S, P>(total, [sum; 2], scales, act);
+        for half in 0..P::HALVES {
+            let mut acc = S::i_splat(0);
+            for j in half * (8 / P::HALVES)..(half + 1) * (8 / P::HALVES) {
+                acc = dot::<S, P>(acc, quants[j], a.add(4 * j));
+            }
+            total = add_scaled::<S, P>(total, acc, scales[half], act, half);
         }
-        let mut acc = start::<S, P>(act);
-        for (j, w) in quants.iter().enumerate() {
-            let half = j * P::HALVES / 8;
-            acc[half] = dot::<S, P>(acc[half], *w, a.add(4 * j));
-        }
-        apply::<S, P>(total, acc, scales, act)
-    }
-}
-
-/// What a group's integer sums begin with: the share of the type's offset, `-OFFSET * sum(a)`, of each half.
-#[inline(always)]
-unsafe fn start<S: Isa, P: Packed>(act: *const ActGroup) -> [S::I; 2] {
-    // SAFETY: as for [`panel`].
-    unsafe {
-        if P::OFFSET == 0 {
-            return [S::i_splat(0); 2];
-        }
-        let shift = const { P::OFFSET.trailing_zeros() };
-        let all = S::i_shl(S::i_splat((*act).minus), shift);
-        if P::HALVES == 1 {
-            return [all; 2];
-        }
-        let first = S::i_shl(S::i_splat((*act).minus_first), shift);
-        [first, S::i_sub(all, first)]
+        total
     }
 }
 
@@ -240,29 +245,20 @@ unsafe fn dot<S: Isa, P: Packed>(acc: S::I, w: S::B, a: *const i8) -> S::I {
     unsafe { if P::WIDE { S::dot4_wide(acc, w, a) } else { S::dot4(acc, w, a) } }
 }
 
-/// Scales a group's integer sums and adds them.
+/// Scales the integer sums of a group, or of one of its halves, and adds them and the share of the mins.
 #[inline(always)]
-unsafe fn apply<S: Isa, P: Packed>(
+unsafe fn add_scaled<S: Isa, P: Packed>(
     total: S::F,
-    acc: [S::I; 2],
-    scales: &[(S::F, S::F); 2],
+    acc: S::I,
+    (scale, min): (S::F, S::F),
     act: *const ActGroup,
+    half: usize,
 ) -> S::F {
     // SAFETY: as for [`panel`].
     unsafe {
-        let d = S::f_splat((*act).d);
-        let [(scale0, min0), (scale1, min1)] = *scales;
-        if P::HALVES == 1 {
-            let total = S::f_fma(S::f_mul(S::i_to_f(acc[0]), d), scale0, total);
-            return if P::OFFSET == 0 { S::f_fma(min0, S::f_splat((*act).sum), total) } else { total };
-        }
-        let mut both = S::f_fma(S::i_to_f(acc[1]), scale1, S::f_mul(S::i_to_f(acc[0]), scale0));
-        if P::OFFSET == 0 {
-            let (all, first) = ((*act).minus, (*act).minus_first);
-            both = S::f_fma(min0, S::i_to_f(S::i_splat(-first)), both);
-            both = S::f_fma(min1, S::i_to_f(S::i_splat(first - all)), both);
-        }
-        S::f_fma(both, d, total)
+        let sum = if P::HALVES == 1 { (*act).sum } else { (*act).halves[half] };
+        let total = S::f_fma(S::f_mul(S::i_to_f(acc), S::f_splat((*act).d)), scale, total);
+        S::f_fma(min, S::f_splat(sum), total)
     }
 }
 
@@ -276,14 +272,15 @@ unsafe fn unpack<S: Isa, P: Packed>(panel: *const u8, span: Range<usize>, work: 
         for b in span.start / per_block..span.end / per_block {
             let block = panel.add(b * LANES * P::FILE_BYTES);
             for g in 0..per_block {
-                for (j, w) in P::quants::<S>(block, g).into_iter().enumerate() {
-                    S::b_store(out.add(64 * j), w);
+                let quants = P::quants::<S>(block, g);
+                for j in 0..8 {
+                    S::b_store(out.add(64 * j), quants[j]);
                 }
                 let scales = P::scale_min::<S>(block, g);
                 let floats = out.add(LANES * GROUP).cast::<f32>();
-                for (h, (scale, min)) in scales.into_iter().take(P::HALVES).enumerate() {
-                    S::f_store(floats.add(2 * LANES * h), scale);
-                    S::f_store(floats.add(2 * LANES * h + LANES), min);
+                for h in 0..P::HALVES {
+                    S::f_store(floats.add(2 * LANES * h), scales[h].0);
+                    S::f_store(floats.add(2 * LANES * h + LANES), scales[h].1);
                 }
                 out = out.add(unpacked_bytes(P::HALVES));
             }
@@ -302,40 +299,47 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
 ) {
     // SAFETY: as for [`panel`].
     unsafe {
-        let columns: [*const ActGroup; N] = std::array::from_fn(|n| acts.quants(col + n).add(span.start));
+        let mut columns = acts.columns::<N>(col, span.start);
         let mut total = [S::f_splat(0.0); N];
         if span.start > 0 {
             for n in 0..N {
                 total[n] = S::f_load(out.add(LANES * n));
             }
         }
-        for kb in 0..span.len() {
-            let packed = work.add(kb * unpacked_bytes(P::HALVES));
-            if P::OCTETS {
-                let acts = columns.map(|column| column.add(kb));
-                let sums = sums::group::<S, N>(|j| S::b_load(packed.add(64 * j)), acts);
-                let floats = packed.add(LANES * GROUP).cast::<f32>();
-                let scales = [(S::f_load(floats), S::f_load(floats.add(LANES))); 2];
-                for n in 0..N {
-                    total[n] = apply::<S, P>(total[n], [sums[n]; 2], &scales, acts[n]);
-                }
-                continue;
-            }
-            let mut acc: [[S::I; 2]; N] = std::array::from_fn(|n| start::<S, P>(columns[n].add(kb)));
-            for j in 0..8 {
-                let w = S::b_load(packed.add(64 * j));
-                for n in 0..N {
-                    let a = (&raw const (*columns[n].add(kb)).q).cast::<i8>().add(4 * j);
-                    let half = j * P::HALVES / 8;
-                    acc[n][half] = dot::<S, P>(acc[n][half], w, a);
-                }
-            }
+        let mut packed = work;
+        for _ in span {
             let floats = packed.add(LANES * GROUP).cast::<f32>();
-            let load = |h: usize| (S::f_load(floats.add(2 * LANES * h)), S::f_load(floats.add(2 * LANES * h + LANES)));
-            let scales = [load(0), load(P::HALVES - 1)];
-            for n in 0..N {
-                total[n] = apply::<S, P>(total[n], acc[n], &scales, columns[n].add(kb));
+            if P::OCTETS {
+                let mut quants = [S::b_load(packed); 8];
+                for j in 1..8 {
+                    quants[j] = S::b_load(packed.add(64 * j));
+                }
+                let sums = sums::group::<S, N>(&quants, &columns);
+                let scale_min = (S::f_load(floats), S::f_load(floats.add(LANES)));
+                for n in 0..N {
+                    total[n] = add_scaled::<S, P>(total[n], sums[n], scale_min, columns[n], 0);
+                }
+            } else {
+                for half in 0..P::HALVES {
+                    let mut acc = [S::i_splat(0); N];
+                    for j in half * (8 / P::HALVES)..(half + 1) * (8 / P::HALVES) {
+                        let w = S::b_load(packed.add(64 * j));
+                        for n in 0..N {
+                            let a = (&raw const (*columns[n]).q).cast::<i8>().add(4 * j);
+                            acc[n] = dot::<S, P>(acc[n], w, a);
+                        }
+                    }
+                    let floats = floats.add(2 * LANES * half);
+                    let scale_min = (S::f_load(floats), S::f_load(floats.add(LANES)));
+                    for n in 0..N {
+                        total[n] = add_scaled::<S, P>(total[n], acc[n], scale_min, columns[n], half);
+                    }
+                }
             }
+            for n in 0..N {
+                columns[n] = columns[n].wrapping_add(1);
+            }
+            packed = packed.add(unpacked_bytes(P::HALVES));
         }
         for n in 0..N {
             S::f_store(out.add(LANES * n), total[n]);
@@ -375,7 +379,10 @@ pub(crate) unsafe fn float_panel<S: Isa, P: PackedFloat, const TILE: usize>(
 unsafe fn float_tile<S: Isa, P: PackedFloat, const N: usize>(panel: *const u8, acts: &Acts, col: usize, out: *mut f32) {
     // SAFETY: as for [`float_panel`].
     unsafe {
-        let columns: [*const f32; N] = std::array::from_fn(|n| acts.floats(col + n));
+        let mut columns = [std::ptr::null(); N];
+        for n in 0..N {
+            columns[n] = acts.floats(col + n);
+        }
         let mut total = [S::f_splat(0.0); N];
         for k in 0..acts.n_in {
             let w = P::load::<S>(panel.add(k * LANES * P::BYTES));
@@ -417,9 +424,10 @@ pub(crate) unsafe fn quantize_twice<S: Isa>(x: *const f32, main: &mut [ActGroup]
             let halves = [S::f_load(x.add(g * GROUP)), S::f_load(x.add(g * GROUP + LANES))];
             let (group, quants) = quantize_group::<S>(halves, 0.0);
             let minus_d = S::f_splat(-group.d);
-            let left = |h: usize| S::f_fma(S::i_to_f(quants[h]), minus_d, halves[h]);
+            let first = S::f_fma(S::i_to_f(quants[0]), minus_d, halves[0]);
+            let second = S::f_fma(S::i_to_f(quants[1]), minus_d, halves[1]);
             *main = group;
-            *rest = quantize_group::<S>([left(0), left(1)], 0.0).0;
+            *rest = quantize_group::<S>([first, second], 0.0).0;
         }
     }
 }
@@ -440,11 +448,9 @@ unsafe fn quantize_group<S: Isa>([a, b]: [S::F; 2], least: f32) -> (ActGroup, [S
         S::i_store_i8(out.q.as_mut_ptr(), qa);
         S::i_store_i8(out.q.as_mut_ptr().add(LANES), qb);
         let (sa, sb) = (S::i_sum(qa), S::i_sum(qb));
-        let sum = sa.wrapping_add(sb);
         out.d = scale + taint;
-        out.sum = out.d * sum as f32;
-        out.minus = sum.wrapping_neg();
-        out.minus_first = sa.wrapping_neg();
+        out.sum = out.d * sa.wrapping_add(sb) as f32;
+        out.halves = [out.d * sa as f32, out.d * sb as f32];
         (out, [qa, qb])
     }
 }

@@ -76,15 +76,44 @@ pub(crate) fn rotate(head: &mut [f32], pairing: RopePairing, cos: &[f32], sin: &
     }
 }
 
-/// `gate = act(gate) * up` for 16 elements.
+/// Copies `n` columns of 16 floats, `[n][16]`, to rows that are `stride` floats apart, or adds them.
 ///
 /// # Safety
-/// Pointers are valid for 16 floats; the CPU has the instruction set.
+/// `tiles` has `16 n` floats, `out` 16 at each of `n` strides; the CPU has the instruction set.
 #[inline(always)]
-pub(crate) unsafe fn glu<S: Isa>(act: Activation, gate: *const f32, up: *const f32, out: *mut f32) {
-    // SAFETY: as the caller promises.
+pub(crate) unsafe fn write_tiles<S: Isa>(tiles: *const f32, n: usize, out: *mut f32, stride: usize, add: bool) {
+    for i in 0..n {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (tile, out) = (S::f_load(tiles.add(LANES * i)), out.add(stride * i));
+            S::f_store(out, if add { S::f_add(S::f_load(out), tile) } else { tile });
+        }
+    }
+}
+
+/// `gate = act(gate) * up`.
+///
+/// # Safety
+/// The slices are equally long, a multiple of 16; the CPU has the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn glu<S: Isa>(act: Activation, gate: &mut [f32], up: &[f32]) {
+    for i in (0..gate.len()).step_by(LANES) {
+        // SAFETY: whole vectors, as the caller promises.
+        unsafe {
+            let gate = gate.as_mut_ptr().add(i);
+            S::f_store(gate, activate::<S>(act, S::f_load(gate), S::f_load(up.as_ptr().add(i))));
+        }
+    }
+}
+
+/// `act(g) * u`.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn activate<S: Isa>(act: Activation, g: S::F, u: S::F) -> S::F {
+    // SAFETY: register operations.
     unsafe {
-        let (g, u) = (S::f_load(gate), S::f_load(up));
         // Both are g * sigmoid(z): SiLU with z = g, GELU (tanh form) with z = 2 sqrt(2/pi) (g + 0.044715 g^3).
         let minus_z = match act {
             Activation::Silu => S::f_mul(g, S::f_splat(-1.0)),
@@ -94,6 +123,6 @@ pub(crate) unsafe fn glu<S: Isa>(act: Activation, gate: *const f32, up: *const f
             }
         };
         let denominator = S::f_add(S::f_splat(1.0), S::f_exp(minus_z));
-        S::f_store(out, S::f_mul(S::f_div(g, denominator), u));
+        S::f_mul(S::f_div(g, denominator), u)
     }
 }

@@ -45,13 +45,13 @@ unsafe fn tile<S: Isa, const TILE: usize>(n: usize, a: Rows, b: Rows, (c, c_stri
         let mut sums = [S::f_splat(0.0); TILE];
         for r in 0..n {
             let (a, b) = (a.first.add(r * a.stride), S::f_load(b.first.add(r * b.stride)));
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = S::f_fma(S::f_splat(*a.add(i)), b, *sum);
+            for i in 0..TILE {
+                sums[i] = S::f_fma(S::f_splat(*a.add(i)), b, sums[i]);
             }
         }
-        for (i, sum) in sums.iter().enumerate() {
+        for i in 0..TILE {
             let c = c.add(i * c_stride);
-            S::f_store(c, S::f_add(S::f_load(c), *sum));
+            S::f_store(c, S::f_add(S::f_load(c), sums[i]));
         }
     }
 }

@@ -11,35 +11,33 @@ use super::pack::GROUP;
 /// What the sums of a group are too large by: 128 for every weight in the single and in the double sum.
 const EXCESS: i32 = (1 + 2) * 128 * GROUP as i32;
 
-/// The sums of `(q - 1) a` of 16 rows over a group, for `N` columns. `quants(j)` is vector `j` of the group.
+/// The sums of `q a` of 16 rows over a group, for `N` columns.
 ///
 /// # Safety
 /// `acts` point to groups; the CPU has the instruction set.
 #[inline(always)]
-pub(super) unsafe fn group<S: Isa, const N: usize>(
-    quants: impl Fn(usize) -> S::B,
-    acts: [*const ActGroup; N],
-) -> [S::I; N] {
+pub(super) unsafe fn group<S: Isa, const N: usize>(quants: &[S::B; 8], acts: &[*const ActGroup; N]) -> [S::I; N] {
     // SAFETY: 8 bytes at each octet of a group's 32.
     unsafe {
         let mut low = [[S::i_splat(0); 2]; N];
         let mut high = low;
         for octet in 0..GROUP / 8 {
-            let a: [S::B; N] =
-                std::array::from_fn(|n| S::b_splat8((&raw const (*acts[n]).q).cast::<i8>().add(8 * octet)));
             for rows in 0..2 {
-                let q = quants(2 * octet + rows);
+                let q = quants[2 * octet + rows];
                 let (has_low, has_high) = (S::b_test(q, 1), S::b_test(q, 2));
                 for n in 0..N {
-                    low[n][rows] = S::i_add_selected(low[n][rows], has_low, a[n]);
-                    high[n][rows] = S::i_add_selected(high[n][rows], has_high, a[n]);
+                    let a = S::b_splat8((&raw const (*acts[n]).q).cast::<i8>().add(8 * octet));
+                    low[n][rows] = S::i_add_selected(low[n][rows], has_low, a);
+                    high[n][rows] = S::i_add_selected(high[n][rows], has_high, a);
                 }
             }
         }
-        std::array::from_fn(|n| {
+        let mut sums = [S::i_splat(-EXCESS); N];
+        for n in 0..N {
             let first = S::i_add(low[n][0], S::i_add(high[n][0], high[n][0]));
             let second = S::i_add(low[n][1], S::i_add(high[n][1], high[n][1]));
-            S::i_add(S::i_join_even(first, second), S::i_splat((*acts[n]).minus - EXCESS))
-        })
+            sums[n] = S::i_add(S::i_join_even(first, second), sums[n]);
+        }
+        sums
     }
 }

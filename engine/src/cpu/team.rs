@@ -323,6 +323,13 @@ impl<T> Shared<T> {
         self.ptr
     }
 
+    /// The start of a range, part of which this member writes under the terms of [`Shared::get_mut`].
+    pub(crate) fn start_of(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "range outside the shared slice");
+        // The address alone: nothing is read or written.
+        self.ptr.wrapping_add(range.start)
+    }
+
     /// Reads a range.
     ///
     /// # Safety

@@ -109,8 +109,10 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     ) {
         unsafe {
             let n = work.converted.head_dim;
-            let queries: [*const u16; R] =
-                std::array::from_fn(|r| work.converted.queries.as_ptr().add((first + r) * n));
+            let mut queries = [std::ptr::null(); R];
+            for r in 0..R {
+                queries[r] = work.converted.queries.as_ptr().add((first + r) * n);
+            }
             let (mut at, end) = (0, span.len());
             while at < end {
                 let keys = work.converted.keys.as_ptr().add((span.start % CHUNK + at) * n);

@@ -30,7 +30,10 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
         work: &mut AttentionWork,
     ) {
         unsafe {
-            let queries: [*const f32; R] = std::array::from_fn(|r| rows[first + r].q);
+            let mut queries = [std::ptr::null(); R];
+            for r in 0..R {
+                queries[r] = rows[first + r].q;
+            }
             let bytes = K::key_tile_bytes(cache.head_dim);
             let (mut tile, end) = (0, span.len() / LANES);
             while tile < end {
@@ -84,7 +87,10 @@ unsafe fn tiles<S: Isa, K: KvFormat, const R: usize, const T: usize>(
 ) {
     // SAFETY: as for [`Scheme::scores`].
     unsafe {
-        let tiles: [*const u8; T] = std::array::from_fn(|t| keys.add(t * K::key_tile_bytes(head_dim)));
+        let mut tiles = [keys; T];
+        for t in 1..T {
+            tiles[t] = keys.add(t * K::key_tile_bytes(head_dim));
+        }
         let sum = K::dot::<S, R, T>(&tiles, head_dim, queries);
         for t in 0..T {
             for r in 0..R {

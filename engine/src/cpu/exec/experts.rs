@@ -11,7 +11,7 @@ use super::super::matmul::Acts;
 use super::super::matrix::Matrix;
 use super::super::team::{Member, Shared};
 use super::scratch::{MemberScratch, slot};
-use super::{Exec, column_passes, write_tile};
+use super::{Exec, Target, column_passes, write_tile};
 
 /// An expert that tokens of the batch chose.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -199,20 +199,17 @@ impl Exec<'_> {
 
     /// All logits of some tokens.
     fn router_logits(&self, router: &Linear, tokens: Range<usize>, acts: &Acts, own: &mut MemberScratch) {
-        let (matrix, width) = (self.matrix(router), self.width(Reg::R));
+        let matrix = self.matrix(router);
+        let target = Target { out: self.registers[slot(Reg::R)], stride: self.width(Reg::R), add: false };
         for cols in column_passes(tokens.len(), matrix.n_in) {
             let cols = tokens.start + cols.start..tokens.start + cols.end;
             for p in 0..matrix.n_panels() {
                 let outputs = p * LANES..matrix.n_out.min((p + 1) * LANES);
                 // SAFETY: `acts` covers all columns of the batch.
                 unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
-                for (t, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
-                    self.scale_and_bias(router, &outputs, tile);
-                    let at = t * width;
-                    // SAFETY: this member's tokens.
-                    let out = unsafe { self.registers[slot(Reg::R)].get_mut(at + outputs.start..at + outputs.end) };
-                    write_tile(out, tile, false);
-                }
+                let tiles = &mut own.tile[..LANES * cols.len()];
+                self.scale_and_bias(router, &outputs, tiles);
+                self.write(tiles, cols.clone(), outputs, target);
             }
         }
     }
@@ -262,14 +259,13 @@ impl Exec<'_> {
                     gate.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile);
                     up.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile2);
                 }
-                let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact(LANES));
-                for (row, (g, u)) in rows.iter().zip(tiles) {
-                    // SAFETY: 16 floats each; this member's panel.
-                    unsafe {
-                        (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
-                        let at = *row as usize * n_ff + hidden.start;
-                        write_tile(self.registers[slot(Reg::F)].get_mut(at..at + hidden.len()), g, false);
-                    }
+                let all = ..LANES * cols.len();
+                // SAFETY: equally long, whole vectors.
+                unsafe { (self.kernels.glu)(act, &mut own.tile[all], &own.tile2[all]) };
+                for (row, tile) in rows.iter().zip(own.tile.chunks_exact(LANES)) {
+                    let at = *row as usize * n_ff + hidden.start;
+                    // SAFETY: this member's panel.
+                    write_tile(unsafe { self.registers[slot(Reg::F)].get_mut(at..at + hidden.len()) }, tile, false);
                 }
             }
         }

@@ -42,6 +42,8 @@ struct Exec<'a> {
     kernels: Kernels,
     kv_type: KvType,
     attend: AttendFn,
+    /// By layer: up to how many positions a query must be computed in f32.
+    f32_until: &'a [usize],
     arena: &'a [u8],
     weights: &'a [Option<Loaded>],
     heads: Vec<Vec<HeadCache>>,
@@ -82,6 +84,7 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         kernels: cpu.kernels,
         kv_type: cpu.options.kv_type,
         attend: (cpu.kernels.attend)(cpu.options.kv_type),
+        f32_until: &cpu.f32_until,
         arena: &cpu.arena,
         weights: &cpu.weights,
         heads: cpu.cache.iter_mut().map(|c| c.iter_mut().flat_map(|c| c.heads(n_head_kv)).collect()).collect(),
@@ -317,24 +320,39 @@ impl Exec<'_> {
                 let rows = p * LANES..matrix.n_out.min((p + 1) * LANES);
                 // SAFETY: `acts` covers all columns of the batch.
                 unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
-                for (col, tile) in cols.clone().zip(own.tile.chunks_exact_mut(LANES)) {
-                    self.scale_and_bias(linear, &rows, tile);
-                    let at = col * target.stride + rows.start;
-                    // SAFETY: this member's panel.
-                    let out = unsafe { target.out.get_mut(at..at + rows.len()) };
-                    write_tile(out, tile, target.add);
-                }
+                let tiles = &mut own.tile[..LANES * cols.len()];
+                self.scale_and_bias(linear, &rows, tiles);
+                self.write(tiles, cols.clone(), rows, target);
             }
         }
     }
 
-    /// What a matrix's product becomes: rows `rows` of one column, in `tile`.
-    fn scale_and_bias(&self, linear: &Linear, rows: &Range<usize>, tile: &mut [f32]) {
+    /// What a matrix's product becomes: rows `rows` of some columns, `[columns][16]`.
+    fn scale_and_bias(&self, linear: &Linear, rows: &Range<usize>, tiles: &mut [f32]) {
         if linear.scale != 1.0 {
-            tile.iter_mut().for_each(|y| *y *= linear.scale);
+            tiles.iter_mut().for_each(|y| *y *= linear.scale);
         }
         if let Some(bias) = linear.bias {
-            tile.iter_mut().zip(&self.vector(bias)[rows.clone()]).for_each(|(y, b)| *y += b);
+            let bias = &self.vector(bias)[rows.clone()];
+            for tile in tiles.chunks_exact_mut(LANES) {
+                tile.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+
+    /// Writes (or adds) rows `rows` of the columns `cols`, in `tiles`, `[columns][16]`.
+    fn write(&self, tiles: &[f32], cols: Range<usize>, rows: Range<usize>, target: Target) {
+        assert!(tiles.len() == LANES * cols.len());
+        if rows.len() == LANES && !cols.is_empty() {
+            let all = cols.start * target.stride + rows.start..(cols.end - 1) * target.stride + rows.end;
+            let out = target.out.start_of(all);
+            // SAFETY: this member's panel, 16 floats of every column; `kernels` are those of this CPU.
+            return unsafe { (self.kernels.write_tiles)(tiles.as_ptr(), cols.len(), out, target.stride, target.add) };
+        }
+        for (col, tile) in cols.zip(tiles.chunks_exact(LANES)) {
+            let at = col * target.stride + rows.start;
+            // SAFETY: this member's panel.
+            write_tile(unsafe { target.out.get_mut(at..at + rows.len()) }, tile, target.add);
         }
     }
 
@@ -367,18 +385,13 @@ impl Exec<'_> {
     ) {
         let n_ff = self.matrix(gate).n_out;
         let rows = p * LANES..n_ff.min((p + 1) * LANES);
-        let tiles = own.tile.chunks_exact_mut(LANES).zip(own.tile2.chunks_exact_mut(LANES));
-        for (col, (g, u)) in cols.zip(tiles) {
-            for (tile, linear) in [(&mut *g, gate), (&mut *u, up)] {
-                self.scale_and_bias(linear, &rows, tile);
-            }
-            // SAFETY: 16 floats each; this member's panel.
-            unsafe {
-                (self.kernels.glu)(act, g.as_ptr(), u.as_ptr(), g.as_mut_ptr());
-                let at = col * n_ff + rows.start;
-                write_tile(self.registers[slot(Reg::F)].get_mut(at..at + rows.len()), g, false);
-            }
-        }
+        let all = ..LANES * cols.len();
+        let (gates, ups) = (&mut own.tile[all], &mut own.tile2[all]);
+        self.scale_and_bias(gate, &rows, gates);
+        self.scale_and_bias(up, &rows, ups);
+        // SAFETY: equally long, whole vectors; `kernels` are those of this CPU.
+        unsafe { (self.kernels.glu)(act, gates, ups) };
+        self.write(gates, cols, rows, Target { out: self.registers[slot(Reg::F)], stride: n_ff, add: false });
     }
 
     fn head_norms(&self, q: &Vector, k: &Vector, m: &Member<'_>) {

@@ -24,6 +24,19 @@ macro_rules! both {
     };
 }
 
+/// The even lanes.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn even_lanes(x: [__m256i; 2]) -> __m256i {
+    // SAFETY: register operations.
+    unsafe {
+        let even = _mm256_shuffle_ps::<0b10_00_10_00>(_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1]));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(even))
+    }
+}
+
 // SAFETY (all methods): the caller's CPU has the instruction set and pointers are valid, as the trait requires.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Isa for Avx2 {
@@ -291,12 +304,6 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {
-        unsafe {
-            let join = |x: [__m256i; 2]| {
-                let even = _mm256_shuffle_ps::<0b10_00_10_00>(_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1]));
-                _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(even))
-            };
-            [join(a), join(b)]
-        }
+        unsafe { [even_lanes(a), even_lanes(b)] }
     }
 }

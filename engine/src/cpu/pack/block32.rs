@@ -66,7 +66,6 @@ impl Packed for Q4_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 8;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -79,7 +78,7 @@ impl Packed for Q4_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 8.0) }
     }
 }
 
@@ -110,7 +109,6 @@ impl Packed for Q5_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 22;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 16;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, rest) = out.split_at_mut(HALF_ROW);
@@ -125,7 +123,7 @@ impl Packed for Q5_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 16.0) }
     }
 }
 
@@ -158,7 +156,6 @@ impl Packed for Q8_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 34;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 128;
     const WIDE: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -173,10 +170,16 @@ impl Packed for Q8_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
-        unsafe { std::array::from_fn(|j| S::b_load(block.add(HALF_ROW + 64 * j))) }
+        unsafe {
+            let mut quants = [S::b_load(block.add(HALF_ROW)); 8];
+            for j in 1..8 {
+                quants[j] = S::b_load(block.add(HALF_ROW + 64 * j));
+            }
+            quants
+        }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 128.0) }
     }
 }

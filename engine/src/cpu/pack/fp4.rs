@@ -16,6 +16,16 @@ pub(crate) struct Mxfp4;
 /// `[d 4][nibbles x 2]`.
 pub(crate) struct Nvfp4;
 
+/// `2^(n - 64)`.
+///
+/// # Safety
+/// The CPU has the instruction set.
+#[inline(always)]
+unsafe fn power<S: Isa>(n: S::I) -> S::F {
+    // SAFETY: register operations.
+    unsafe { S::i_as_f(S::i_shl(S::i_add(n, S::i_splat(127 - 64)), 23)) }
+}
+
 /// Scale and min from UE4M3 scales, of which half is wanted.
 ///
 /// # Safety
@@ -39,7 +49,6 @@ impl Packed for Mxfp4 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 17;
     const HALVES: usize = 1;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (scales, quants) = out.split_at_mut(LANES);
@@ -56,8 +65,7 @@ impl Packed for Mxfp4 {
             // 2^(e - 128) as a product of two powers that are normal numbers, whatever e.
             let e = S::i_load_u8(block);
             let (half, other_half) = (S::i_shr(e, 1), S::i_shr(S::i_add(e, S::i_splat(1)), 1));
-            let power = |n: S::I| S::i_as_f(S::i_shl(S::i_add(n, S::i_splat(127 - 64)), 23));
-            let scale = S::f_mul(power(half), power(other_half));
+            let scale = S::f_mul(power::<S>(half), power::<S>(other_half));
             [(scale, S::f_mul(scale, S::f_splat(-OFFSET as f32))); 2]
         }
     }
@@ -68,7 +76,6 @@ impl Packed for Nvfp4 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 36;
     const HALVES: usize = 2;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (scales, quants) = out.split_at_mut(4 * LANES);

@@ -120,7 +120,6 @@ impl Packed for Iq1M {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 56;
     const HALVES: usize = 2;
-    const OFFSET: i32 = EIGHTHS_OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, groups) = out.split_at_mut(HALF_ROW + 6 * LANES);

@@ -97,7 +97,6 @@ impl Packed for Iq2Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
     const HALVES: usize = 1;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -135,7 +134,6 @@ impl Packed for Iq2Xs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 74;
     const HALVES: usize = 2;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -170,7 +168,6 @@ impl Packed for Iq2S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 82;
     const HALVES: usize = 2;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);

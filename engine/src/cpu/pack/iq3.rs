@@ -74,7 +74,6 @@ impl Packed for Iq3Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 98;
     const HALVES: usize = 1;
-    const OFFSET: i32 = OFFSET_XXS;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, groups) = out.split_at_mut(HALF_ROW);
@@ -112,7 +111,6 @@ impl Packed for Iq3S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
     const HALVES: usize = 1;
-    const OFFSET: i32 = OFFSET_S;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, groups) = out.split_at_mut(HALF_ROW + 4 * LANES);

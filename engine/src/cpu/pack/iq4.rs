@@ -23,7 +23,6 @@ impl Packed for Iq4Nl {
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
     const WIDE: bool = true;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -46,7 +45,6 @@ impl Packed for Iq4Xs {
     const FILE_BYTES: usize = 136;
     const HALVES: usize = 1;
     const WIDE: bool = true;
-    const OFFSET: i32 = OFFSET;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 6 * LANES);
@@ -63,9 +61,9 @@ impl Packed for Iq4Xs {
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
         unsafe {
-            let row = |i: usize| S::i_load_u8(block.add(HALF_ROW + LANES * i));
-            let low = S::i_and(S::i_shr(row(2 + g / 2), 4 * (g % 2) as u32), 15);
-            let high = S::i_and(S::i_shr(row(g / 4), 2 * (g % 4) as u32), 3);
+            let bytes = block.add(HALF_ROW);
+            let low = S::i_and(S::i_shr(S::i_load_u8(bytes.add(LANES * (2 + g / 2))), 4 * (g % 2) as u32), 15);
+            let high = S::i_and(S::i_shr(S::i_load_u8(bytes.add(LANES * (g / 4))), 2 * (g % 4) as u32), 3);
             let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
             let scale = S::f_mul(S::f_load_f16(block.cast()), S::i_to_f(sc));
             [(scale, S::f_mul(scale, S::f_splat(-OFFSET as f32))); 2]

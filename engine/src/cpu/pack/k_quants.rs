@@ -55,22 +55,19 @@ unsafe fn scale_min_k4<S: Isa>(head: *const u8, g: usize) -> [(S::F, S::F); 2] {
     // SAFETY: offsets stay inside the head.
     unsafe {
         let bytes = head.add(2 * HALF_ROW);
-        let row = |i: usize| S::i_load_u8(bytes.add(LANES * i));
         let (sc, m) = if g < 4 {
-            (S::i_and(row(g), 63), S::i_and(row(g + 4), 63))
+            (S::i_and(S::i_load_u8(bytes.add(LANES * g)), 63), S::i_and(S::i_load_u8(bytes.add(LANES * (g + 4))), 63))
         } else {
-            let low = row(g + 4);
-            let high = |i| S::i_shl(S::i_shr(row(i), 6), 4);
-            (S::i_or(S::i_and(low, 15), high(g - 4)), S::i_or(S::i_shr(low, 4), high(g)))
+            let low = S::i_load_u8(bytes.add(LANES * (g + 4)));
+            let sc_high = S::i_shl(S::i_shr(S::i_load_u8(bytes.add(LANES * (g - 4))), 6), 4);
+            let m_high = S::i_shl(S::i_shr(S::i_load_u8(bytes.add(LANES * g)), 6), 4);
+            (S::i_or(S::i_and(low, 15), sc_high), S::i_or(S::i_shr(low, 4), m_high))
         };
         let d = S::f_load_f16(head.cast());
         let dmin = S::f_mul(S::f_load_f16(head.add(HALF_ROW).cast()), S::f_splat(-1.0));
         [(S::f_mul(d, S::i_to_f(sc)), S::f_mul(dmin, S::i_to_f(m))); 2]
     }
 }
-
-// A closure is not sure to become part of the function around it, and by itself it has none of its target features: each
-// vector operation would be a call, as it was in Q3_K. So these are functions.
 
 /// Scale and min of 16 weights, the `j`-th of a block, of Q2_K. Its scales of scales are given.
 ///
@@ -99,7 +96,7 @@ unsafe fn scale_min_k3<S: Isa>(block: *const u8, d: S::F, j: usize) -> (S::F, S:
         let high = S::i_and(S::i_shr(S::i_load_u8(bytes.add(LANES * (8 + j % 4))), 2 * (j / 4) as u32), 3);
         let sc = S::i_add(S::i_or(low, S::i_shl(high, 4)), S::i_splat(-32));
         let scale = S::f_mul(d, S::i_to_f(sc));
-        (scale, S::f_mul(scale, S::f_splat(-Q3K::OFFSET as f32)))
+        (scale, S::f_mul(scale, S::f_splat(-4.0)))
     }
 }
 
@@ -113,7 +110,7 @@ unsafe fn scale_min_k6<S: Isa>(block: *const u8, d: S::F, j: usize) -> (S::F, S:
     unsafe {
         let sc = S::i_load_i8(block.add(HALF_ROW + LANES * j).cast());
         let scale = S::f_mul(d, S::i_to_f(sc));
-        (scale, S::f_mul(scale, S::f_splat(-Q6K::OFFSET as f32)))
+        (scale, S::f_mul(scale, S::f_splat(-32.0)))
     }
 }
 
@@ -163,7 +160,6 @@ impl Packed for Q3K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
     const HALVES: usize = 2;
-    const OFFSET: i32 = 4;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 12 * LANES);
@@ -249,7 +245,6 @@ impl Packed for Q6K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 210;
     const HALVES: usize = 2;
-    const OFFSET: i32 = 32;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(HALF_ROW + 16 * LANES);
@@ -265,20 +260,14 @@ impl Packed for Q6K {
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
         unsafe {
             let group = block.add(HALF_ROW + 16 * LANES + (PAIR_PLANE + NIBBLE_PLANE) * g);
-            let low = nibbles::<S>(group.add(PAIR_PLANE));
-            // The high pairs, already in bits 4 and 5.
+            let mut quants = nibbles::<S>(group.add(PAIR_PLANE));
             let (a, b) = (S::b_load(group), S::b_load(group.add(64)));
-            let or = |j: usize, bits: S::B| S::b_or(low[j], S::b_and(bits, 0x30));
-            [
-                or(0, S::b_shl(a, 4)),
-                or(1, S::b_shl(a, 2)),
-                or(2, a),
-                or(3, S::b_shr(a, 2)),
-                or(4, S::b_shl(b, 4)),
-                or(5, S::b_shl(b, 2)),
-                or(6, b),
-                or(7, S::b_shr(b, 2)),
-            ]
+            let high =
+                [S::b_shl(a, 4), S::b_shl(a, 2), a, S::b_shr(a, 2), S::b_shl(b, 4), S::b_shl(b, 2), b, S::b_shr(b, 2)];
+            for j in 0..8 {
+                quants[j] = S::b_or(quants[j], S::b_and(high[j], 0x30));
+            }
+            quants
         }
     }
     #[inline(always)]

@@ -15,7 +15,6 @@ impl Packed for Q1_0 {
     const BLOCK: usize = 128;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 1;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, bits) = out.split_at_mut(HALF_ROW);
@@ -33,7 +32,7 @@ impl Packed for Q1_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 1.0) }
     }
 }
 
@@ -42,7 +41,6 @@ impl Packed for Q2_0 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 18;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 1;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, quants) = out.split_at_mut(HALF_ROW);
@@ -64,7 +62,7 @@ impl Packed for Q2_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 1.0) }
     }
 }
 

@@ -46,10 +46,8 @@ pub(crate) trait Packed: 'static {
     const HALVES: usize;
     /// Whether quants can be above 127.
     const WIDE: bool = false;
-    /// Of a type whose mins are `-OFFSET * scale`, a power of two: products then add them as integers. Otherwise 0.
-    const OFFSET: i32 = 0;
     /// Whether products are sums of selected activations ([`super::sums`]). Vectors of quants then hold 8 rows of 8
-    /// consecutive k, and not 16 rows of 4; quants are below 4, `HALVES` and `OFFSET` are 1.
+    /// consecutive k, and not 16 rows of 4; quants are below 4, and `HALVES` is 1.
     const OCTETS: bool = false;
 
     /// Interleaves one block of each of 16 rows. `out` has `16 * FILE_BYTES` bytes.
@@ -107,7 +105,10 @@ const PAIR_PLANE: usize = 2 * 64;
 unsafe fn nibbles<S: Isa>(plane: *const u8) -> [S::B; 8] {
     // SAFETY: four vectors, as the caller promises.
     unsafe {
-        let v: [S::B; 4] = std::array::from_fn(|i| S::b_load(plane.add(64 * i)));
+        let mut v = [S::b_load(plane); 4];
+        for i in 1..4 {
+            v[i] = S::b_load(plane.add(64 * i));
+        }
         [
             S::b_and(v[0], 15),
             S::b_and(v[1], 15),
@@ -192,9 +193,12 @@ const fn offset_table(values: [i8; 16], offset: i32) -> [u8; 16] {
 /// # Safety
 /// The CPU has the instruction set.
 #[inline(always)]
-unsafe fn looked_up<S: Isa>(table: &[u8; 16], q: [S::B; 8]) -> [S::B; 8] {
-    // SAFETY: register operations.
-    q.map(|q| unsafe { S::b_lookup(table, q) })
+unsafe fn looked_up<S: Isa>(table: &[u8; 16], mut q: [S::B; 8]) -> [S::B; 8] {
+    for j in 0..8 {
+        // SAFETY: register operations.
+        q[j] = unsafe { S::b_lookup(table, q[j]) };
+    }
+    q
 }
 
 #[cfg(test)]

@@ -60,7 +60,6 @@ impl Packed for Tq1_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 54;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 1;
     const OCTETS: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -85,16 +84,16 @@ impl Packed for Tq1_0 {
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
         unsafe {
-            let vector = |v: usize| S::b_load(block.add(HALF_ROW + DIGITS * v));
-            let mut quants = [S::b_load(block); 8];
-            let mut bytes = vector(g);
+            let vectors = block.add(HALF_ROW);
+            let mut bytes = S::b_load(vectors.add(DIGITS * g));
+            let mut quants = [bytes; 8];
             for j in 0..PER_BYTE {
                 quants[j] = first_digit::<S>(bytes);
                 bytes = next_digit::<S>(bytes);
             }
             for i in 0..3 {
                 let rest = 3 * g + i;
-                let mut bytes = vector(8 + rest / PER_BYTE);
+                let mut bytes = S::b_load(vectors.add(DIGITS * (8 + rest / PER_BYTE)));
                 for _ in 0..rest % PER_BYTE {
                     bytes = next_digit::<S>(bytes);
                 }
@@ -105,7 +104,7 @@ impl Packed for Tq1_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 1.0) }
     }
 }
 
@@ -114,7 +113,6 @@ impl Packed for Tq2_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
     const HALVES: usize = 1;
-    const OFFSET: i32 = 1;
     const OCTETS: bool = true;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
@@ -136,6 +134,6 @@ impl Packed for Tq2_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
-        unsafe { symmetric::<S>(block, Self::OFFSET as f32) }
+        unsafe { symmetric::<S>(block, 1.0) }
     }
 }
