@@ -83,9 +83,9 @@ impl fmt::Display for Queries {
     }
 }
 
-/// One query (generation), and as many as share a pass (prompts).
+/// One query (generation), some (short prompts), and as many as share a chunk (prompts).
 fn attention_cases() -> Vec<Case<Queries>> {
-    cases(KvType::ALL.into_iter().flat_map(|kv_type| [1, Attention::MAX_QUERIES].map(|n| Queries(kv_type, n))))
+    cases(KvType::ALL.into_iter().flat_map(|kv_type| [1, 8, Attention::MAX_QUERIES].map(|n| Queries(kv_type, n))))
 }
 
 #[divan::bench(args = attention_cases(), max_time = 0.1)]

@@ -6,7 +6,7 @@ use tandem_loader::{GgmlType, quant};
 use tandem_models::{Activation, RopePairing};
 
 use super::IsaLevel;
-use super::attention::{AttentionWork, CHUNK, HeadCache, MAX_ROWS, QueryRow};
+use super::attention::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, QueryRow};
 use super::isa::LANES;
 use super::kernels::{AttendFn, Kernels};
 use super::kv::LayerCache;
@@ -156,14 +156,17 @@ impl Attention {
     /// Positions of the chunk.
     pub const POSITIONS: usize = CHUNK;
     /// Most queries that share a pass.
-    pub const MAX_QUERIES: usize = MAX_ROWS;
+    pub const MAX_QUERIES: usize = MAX_QUERIES;
 
     /// `n_queries` (at most [`Attention::MAX_QUERIES`]) of `head_dim` elements, a multiple of 16.
     ///
     /// # Errors
     /// No memory.
     pub fn new(isa: IsaLevel, kv_type: KvType, head_dim: usize, n_queries: usize) -> Result<Attention> {
-        assert!(n_queries <= MAX_ROWS && head_dim.is_multiple_of(LANES), "more queries or another head than promised");
+        assert!(
+            n_queries <= MAX_QUERIES && head_dim.is_multiple_of(LANES),
+            "more queries or another head than promised"
+        );
         let mut cache = LayerCache::new(CHUNK, 1, head_dim, kv_type)?;
         let head = cache.heads(1).next().unwrap_or_else(|| unreachable!("the cache was made for one head"));
         let store = match kv_type {
@@ -201,8 +204,7 @@ impl Attention {
         let scale = 1.0 / (head_dim as f32).sqrt();
         // SAFETY: the cache has this format and holds the chunk; queries and results have `head_dim` elements, which
         // is a multiple of 16; `IsaLevel::kernels` asked the CPU.
-        // Where there are bf16 products, they are what is measured.
-        unsafe { (self.attend)(&self.head, &mut rows, (scale, 0), 0, &mut self.work) };
+        unsafe { (self.attend)(&self.head, &mut rows, scale, 0, &mut self.work) };
         rows[0].sum
     }
 

@@ -16,9 +16,8 @@ pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<u
 /// Interleaves 16 rows' blocks.
 pub(crate) type PackFn = fn(rows: &[&[u8]; LANES], out: &mut [u8]);
 
-/// Adds one chunk's share to some queries; see [`super::attention::chunk`]. The pair is what scores are multiplied with, and
-/// up to how many positions a query must be computed in f32.
-pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], (f32, usize), usize, &mut AttentionWork);
+/// Adds one chunk's share to some queries; see [`super::attention::chunk`].
+pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork);
 
 /// How one weight type is packed and multiplied.
 #[derive(Clone, Copy)]
@@ -202,7 +201,7 @@ macro_rules! kernels_for {
             unsafe fn attend<K: KvFormat>(
                 cache: &HeadCache,
                 rows: &mut [QueryRow],
-                (scale, _): (f32, usize),
+                scale: f32,
                 chunk: usize,
                 work: &mut AttentionWork,
             ) {
@@ -319,7 +318,7 @@ mod avx512_bf16 {
     unsafe fn attend<K: KvFormat>(
         cache: &HeadCache,
         rows: &mut [QueryRow],
-        scale: (f32, usize),
+        scale: f32,
         chunk: usize,
         work: &mut AttentionWork,
     ) {

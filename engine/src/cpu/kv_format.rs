@@ -10,6 +10,8 @@ const GROUP: usize = 32;
 
 /// A format of the cache.
 pub(crate) trait KvFormat: 'static {
+    /// Whether elements are plain numbers, but shorter than f32: many queries then share one conversion.
+    const WIDENS: bool = false;
     /// Bytes of 16 positions' keys of `n` elements.
     fn key_tile_bytes(n: usize) -> usize;
     /// Bytes of one position's value of `n` elements, `n` a multiple of 16.
@@ -50,6 +52,7 @@ pub(crate) trait KvFormat: 'static {
 /// Plain numbers.
 trait Element: 'static {
     const BYTES: usize;
+    const WIDENS: bool = Self::BYTES < 4;
     /// # Safety
     /// `p` points to 16 elements; the CPU has the instruction set.
     unsafe fn load<S: Isa>(p: *const u8) -> S::F;
@@ -98,6 +101,7 @@ impl Element for KvF32 {
 // SAFETY: offsets stay inside the tile or value the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<E: Element> KvFormat for E {
+    const WIDENS: bool = <E as Element>::WIDENS;
     fn key_tile_bytes(n: usize) -> usize {
         n * LANES * E::BYTES
     }

@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use tandem_loader::{Gguf, TensorInfo, quant};
-use tandem_models::{BlockKind, Linear, Program, Reg, Step, WeightId, WeightRole};
+use tandem_models::{Program, Reg, Step, WeightId, WeightRole};
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::error::Result;
@@ -84,8 +84,6 @@ pub struct CpuBackend {
     weights: Vec<Option<Loaded>>,
     /// By layer; only those placed here.
     cache: Vec<Option<LayerCache>>,
-    /// By layer: up to how many positions attention must be in f32.
-    f32_until: Vec<usize>,
     scratch: exec::Scratch,
 }
 
@@ -151,19 +149,6 @@ impl Layout {
     }
 }
 
-/// By layer: up to how many positions attention must be in f32, wherever the layer's blocks are.
-fn f32_until(gguf: &Gguf, program: &Program) -> Vec<usize> {
-    let mut until = vec![attention::f32_until(false); program.hparams.n_layer];
-    for block in &program.blocks {
-        let is_int8 = |q: &Linear| tensor(gguf, program, q.weight).is_ok_and(|q| roofline::multiplies_int8(q.ty));
-        let int8 = block.steps.iter().any(|step| matches!(step, Step::Qkv { q, .. } if is_int8(q)));
-        if let BlockKind::Attention(layer) = block.kind {
-            until[layer] = attention::f32_until(int8);
-        }
-    }
-    until
-}
-
 /// The file's tensor of a weight.
 fn tensor<'a>(gguf: &'a Gguf, program: &Program, id: WeightId) -> Result<&'a TensorInfo> {
     let name = &program.weight(id).tensor;
@@ -209,7 +194,6 @@ impl CpuBackend {
             arena,
             weights,
             cache,
-            f32_until: f32_until(gguf, program),
             scratch: exec::Scratch::new(layout.scratch),
         })
     }

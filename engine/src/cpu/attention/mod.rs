@@ -115,6 +115,8 @@ pub(crate) struct AttentionWork {
     scores: Vec<f32>,
     /// One chunk's weighted values, `[MAX_ROWS][value_stride]`.
     partial: Vec<f32>,
+    /// What the f32 scheme prepares.
+    widened: f32::Widened,
     /// What the bf16 scheme prepares.
     converted: bf16::Converted,
 }
@@ -125,13 +127,14 @@ impl AttentionWork {
         AttentionWork {
             scores: vec![0.0; MAX_ROWS * CHUNK],
             partial: vec![0.0; MAX_ROWS * value_stride],
+            widened: f32::Widened::new(head_dim),
             converted: bf16::Converted::new(head_dim),
         }
     }
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.scores.len() + self.partial.len()) + self.converted.bytes()
+        4 * (self.scores.len() + self.partial.len()) + self.widened.bytes() + self.converted.bytes()
     }
 }
 
@@ -172,18 +175,9 @@ pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
 
 /// Queries further into a text than this may be computed in bf16: there the time goes into attention. Before it, f32
 /// costs little, and short texts keep all of the cache's precision.
-const LONG: usize = 1024;
+pub(crate) const LONG: usize = 1024;
 
-/// The same where activations are rounded to int8 before and after attention, which does more than bf16: only what a single
-/// chunk holds stays in f32, where converting it for one query would cost more than it saves.
-const LONG_IN_INT8: usize = CHUNK;
-
-/// How many positions a query must see for [`chunk_mixed`] to take bf16, in layers whose products are in int8 or not.
-pub(crate) fn f32_until(int8: bool) -> usize {
-    if int8 { LONG_IN_INT8 } else { LONG }
-}
-
-/// As [`chunk`], with queries that see more than `f32_until` in bf16: a matter of the query alone, not of its company.
+/// As [`chunk`], with queries from [`LONG`] on in bf16: a matter of the query alone, not of its company.
 ///
 /// # Safety
 /// As for [`chunk`]; rows are in the order of their positions.
@@ -191,11 +185,11 @@ pub(crate) fn f32_until(int8: bool) -> usize {
 pub(crate) unsafe fn chunk_mixed<S: Bf16, K: KvFormat>(
     cache: &HeadCache,
     rows: &mut [QueryRow],
-    (scale, f32_until): (f32, usize),
+    scale: f32,
     chunk: usize,
     work: &mut AttentionWork,
 ) {
-    let (short, long) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= f32_until));
+    let (short, long) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= LONG));
     // SAFETY: as the caller promises.
     unsafe {
         self::chunk::<S, K, InF32>(cache, short, scale, chunk, work);

@@ -51,7 +51,7 @@ impl Case {
     }
 
     /// Results of all queries, `together` at a time.
-    fn attend(&self, attend: AttendFn, until: usize, kv_type: KvType, together: usize) -> Vec<Vec<f32>> {
+    fn attend(&self, attend: AttendFn, kv_type: KvType, together: usize) -> Vec<Vec<f32>> {
         let mut cache = self.cache(kv_type);
         let head = cache.heads(1).next().unwrap();
         let mut work = AttentionWork::new(self.head_dim);
@@ -72,7 +72,7 @@ impl Case {
                 .collect();
             for chunk in 0..self.keys.len().div_ceil(CHUNK) {
                 // SAFETY: rows and cache are set up above; levels are those of this CPU.
-                unsafe { attend(&head, &mut rows, (self.scale(), until), chunk, &mut work) };
+                unsafe { attend(&head, &mut rows, self.scale(), chunk, &mut work) };
             }
             for (row, out) in rows.iter().zip(block) {
                 out.truncate(self.head_dim);
@@ -134,14 +134,12 @@ fn every_instruction_set_and_cache_type_attends() {
         for level in IsaLevel::ALL.into_iter().filter(|l| l.is_available()) {
             for kv_type in KvType::ALL {
                 let attend = (level.kernels().attend)(kv_type);
-                for until in [f32_until(true), f32_until(false)] {
-                    let alone = case.attend(attend, until, kv_type, 1);
-                    let nmse = case.nmse(&alone);
-                    let limit = limit(level, kv_type);
-                    assert!(nmse < limit, "{} {} {head_dim} {n_ctx}: {nmse:e}", level.name(), kv_type.name());
-                    for together in [2, 3, 5, 8, 13, MAX_QUERIES] {
-                        assert_eq!(case.attend(attend, until, kv_type, together), alone, "{} {together}", level.name());
-                    }
+                let alone = case.attend(attend, kv_type, 1);
+                let nmse = case.nmse(&alone);
+                let limit = limit(level, kv_type);
+                assert!(nmse < limit, "{} {} {head_dim} {n_ctx}: {nmse:e}", level.name(), kv_type.name());
+                for together in [2, 3, 5, 8, 13, MAX_QUERIES] {
+                    assert_eq!(case.attend(attend, kv_type, together), alone, "{} {together}", level.name());
                 }
             }
         }
@@ -152,6 +150,7 @@ fn every_instruction_set_and_cache_type_attends() {
 #[test]
 fn bf16_products_attend_in_plain_rust() {
     let case = Case::new(72, 530, 20);
-    let got = case.attend(chunk_mixed::<Scalar, KvF16>, 0, KvType::F16, 20);
+    let attend: AttendFn = chunk::<Scalar, KvF16, InBf16>;
+    let got = case.attend(attend, KvType::F16, 20);
     assert!(case.nmse(&got) < limit(IsaLevel::Avx512Bf16, KvType::F16));
 }

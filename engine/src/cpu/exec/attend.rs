@@ -29,7 +29,7 @@ impl Exec<'_> {
         &self,
         cache: &HeadCache,
         rows: &mut [QueryRow],
-        scale: (f32, usize),
+        scale: f32,
         chunk: usize,
         work: &mut AttentionWork,
     ) {
@@ -69,7 +69,6 @@ impl Exec<'_> {
     /// Many tokens: members claim groups of queries and walk all their chunks.
     fn attend_batch(&self, layer: usize, scale: f32, window: Option<usize>, m: &Member<'_>, own: &mut MemberScratch) {
         let hp = &self.program.hparams;
-        let scale = (scale, self.f32_until[layer]);
         let stride = hp.head_dim.next_multiple_of(LANES);
         let queries = self.n() * (hp.n_head / hp.n_head_kv);
         let size = block_size(queries, hp.n_head_kv, m.len());
@@ -101,7 +100,6 @@ impl Exec<'_> {
     /// One token: members claim (KV head, chunk) pairs, then merge the shares in order.
     fn attend_one(&self, layer: usize, scale: f32, window: Option<usize>, m: &Member<'_>, own: &mut MemberScratch) {
         let hp = &self.program.hparams;
-        let scale = (scale, self.f32_until[layer]);
         let stride = hp.head_dim.next_multiple_of(LANES);
         let group = hp.n_head / hp.n_head_kv;
         let (first, last) = self.sees(0, window);
