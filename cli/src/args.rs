@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use clap::builder::{EnumValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tandem_engine::cpu::IsaLevel;
 use tandem_engine::placement::GpuLayers;
@@ -103,8 +104,8 @@ pub(crate) struct LoadArgs {
     #[command(flatten)]
     pub(crate) context: ContextArgs,
     /// Highest CPU instruction set to use, for tests and comparisons
-    #[arg(long, value_name = "ISA", hide_short_help = true)]
-    pub(crate) cpu_isa: Option<CpuIsa>,
+    #[arg(long, value_name = "ISA", hide_short_help = true, value_parser = cpu_isa())]
+    pub(crate) cpu_isa: Option<IsaLevel>,
 }
 
 /// Context length, and how numbers in it are stored.
@@ -130,7 +131,7 @@ impl LoadArgs {
             n_ctx: self.context.ctx,
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
-            isa: self.cpu_isa.map(IsaLevel::from),
+            isa: self.cpu_isa,
             wanted: self.placement.wanted(self.gpu_layers),
             cache_folder: cache_folder(),
             ..LoadOptions::default()
@@ -156,20 +157,31 @@ impl From<PrecisionArg> for Precision {
 
 /// `--cpu-isa`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CpuIsa {
+enum CpuIsa {
     Scalar,
     Avx2,
     Avx512,
+    Neon,
+    NeonDotprod,
 }
 
-impl From<CpuIsa> for IsaLevel {
-    fn from(arg: CpuIsa) -> IsaLevel {
-        match arg {
+/// Reads a value of `--cpu-isa`. One that no CPU of this architecture has is refused; one that this CPU lacks is a limit
+/// like any other.
+pub(crate) fn cpu_isa() -> impl TypedValueParser<Value = IsaLevel> {
+    EnumValueParser::<CpuIsa>::new().try_map(|arg| {
+        let level = match arg {
             CpuIsa::Scalar => IsaLevel::Scalar,
             CpuIsa::Avx2 => IsaLevel::Avx2,
             CpuIsa::Avx512 => IsaLevel::Avx512,
+            CpuIsa::Neon => IsaLevel::Neon,
+            CpuIsa::NeonDotprod => IsaLevel::NeonDotprod,
+        };
+        if level.is_of_this_architecture() {
+            Ok(level)
+        } else {
+            Err(format!("no CPU of this architecture ({}) has it", std::env::consts::ARCH))
         }
-    }
+    })
 }
 
 /// How tokens are chosen.

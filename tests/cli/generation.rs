@@ -111,9 +111,19 @@ fn every_precision_and_instruction_set_answers() {
         &["--kv-type", "q8_0"],
         &["--kv-type", "q4_0"],
         &["--cpu-isa", "scalar"],
-        &["--cpu-isa", "avx2"],
     ] {
         assert_eq!(run(&[&["-n", "4", "--ignore-eos", "hi"], args].concat())["timings"]["n_gen"], 4, "{args:?}");
+    }
+    for (isa, architecture) in
+        [("avx2", "x86_64"), ("avx512", "x86_64"), ("neon", "aarch64"), ("neon-dotprod", "aarch64")]
+    {
+        let args = ["-n", "4", "--ignore-eos", "--cpu-isa", isa, "hi"];
+        if std::env::consts::ARCH == architecture {
+            assert_eq!(run(&args)["timings"]["n_gen"], 4, "{isa}");
+        } else {
+            let stderr = tandem(&[&["run", "-m", tiny::model()], &args[..]].concat()).fails(2);
+            assert!(stderr.contains("no CPU of this architecture"), "{stderr}");
+        }
     }
 }
 

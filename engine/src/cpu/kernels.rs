@@ -52,7 +52,7 @@ pub(crate) struct Kernels {
 }
 
 /// An instruction set that the CPU backend can be limited to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IsaLevel {
     /// Plain Rust.
     Scalar,
@@ -62,11 +62,22 @@ pub enum IsaLevel {
     Avx512,
     /// The same and AVX-512 BF16.
     Avx512Bf16,
+    /// NEON, which every 64-bit ARM CPU has.
+    Neon,
+    /// The same and the dot product instructions.
+    NeonDotprod,
 }
 
 impl IsaLevel {
-    /// All levels, lowest first.
-    pub const ALL: [IsaLevel; 4] = [IsaLevel::Scalar, IsaLevel::Avx2, IsaLevel::Avx512, IsaLevel::Avx512Bf16];
+    /// All levels; of one architecture, lowest first.
+    pub const ALL: [IsaLevel; 6] = [
+        IsaLevel::Scalar,
+        IsaLevel::Avx2,
+        IsaLevel::Avx512,
+        IsaLevel::Avx512Bf16,
+        IsaLevel::Neon,
+        IsaLevel::NeonDotprod,
+    ];
 
     /// Name for people and flags.
     pub fn name(self) -> &'static str {
@@ -75,6 +86,28 @@ impl IsaLevel {
             IsaLevel::Avx2 => "avx2",
             IsaLevel::Avx512 => "avx512",
             IsaLevel::Avx512Bf16 => "avx512bf16",
+            IsaLevel::Neon => "neon",
+            IsaLevel::NeonDotprod => "neon-dotprod",
+        }
+    }
+
+    /// The next lower level.
+    fn below(self) -> Option<IsaLevel> {
+        match self {
+            IsaLevel::Scalar => None,
+            IsaLevel::Avx2 | IsaLevel::Neon => Some(IsaLevel::Scalar),
+            IsaLevel::Avx512 => Some(IsaLevel::Avx2),
+            IsaLevel::Avx512Bf16 => Some(IsaLevel::Avx512),
+            IsaLevel::NeonDotprod => Some(IsaLevel::Neon),
+        }
+    }
+
+    /// Whether CPUs of the architecture that this was compiled for can have it.
+    pub fn is_of_this_architecture(self) -> bool {
+        match self {
+            IsaLevel::Scalar => true,
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => cfg!(target_arch = "x86_64"),
+            IsaLevel::Neon | IsaLevel::NeonDotprod => cfg!(target_arch = "aarch64"),
         }
     }
 
@@ -97,15 +130,26 @@ impl IsaLevel {
             }
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx512Bf16 => is_x86_feature_detected!("avx512bf16") && IsaLevel::Avx512.is_available(),
+            #[cfg(target_arch = "aarch64")]
+            IsaLevel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            IsaLevel::NeonDotprod => {
+                std::arch::is_aarch64_feature_detected!("dotprod") && IsaLevel::Neon.is_available()
+            }
             #[cfg(not(target_arch = "x86_64"))]
             IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => false,
+            #[cfg(not(target_arch = "aarch64"))]
+            IsaLevel::Neon | IsaLevel::NeonDotprod => false,
         }
     }
 
-    /// The best level of this CPU, at most `cap`.
+    /// The best level of this CPU, at most `cap`: plain Rust where that is a level of another architecture.
     pub fn best(cap: Option<IsaLevel>) -> IsaLevel {
-        let cap = cap.unwrap_or(IsaLevel::Avx512Bf16);
-        IsaLevel::ALL.into_iter().rfind(|l| *l <= cap && l.is_available()).unwrap_or(IsaLevel::Scalar)
+        let best = match cap {
+            None => IsaLevel::ALL.into_iter().rfind(|level| level.is_available()),
+            Some(cap) => std::iter::successors(Some(cap), |level| level.below()).find(|level| level.is_available()),
+        };
+        best.unwrap_or(IsaLevel::Scalar)
     }
 
     /// The level's kernels. The level must be available.
@@ -119,10 +163,16 @@ impl IsaLevel {
             IsaLevel::Avx512 => avx512::kernels(),
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx512Bf16 => Kernels { name: self.name(), attend: avx512_bf16::attend_for, ..avx512::kernels() },
+            #[cfg(target_arch = "aarch64")]
+            IsaLevel::Neon => neon::kernels(),
+            #[cfg(target_arch = "aarch64")]
+            IsaLevel::NeonDotprod => neon_dotprod::kernels(),
             #[cfg(not(target_arch = "x86_64"))]
             IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => {
                 unreachable!("not available on this architecture")
             }
+            #[cfg(not(target_arch = "aarch64"))]
+            IsaLevel::Neon | IsaLevel::NeonDotprod => unreachable!("not available on this architecture"),
         }
     }
 }
@@ -305,6 +355,12 @@ kernels_for!(avx2, isa::avx2::Avx2, super::IsaLevel::Avx2, tile 2, sums 1, outer
 #[cfg(target_arch = "x86_64")]
 kernels_for!(avx512, isa::avx512::Avx512, super::IsaLevel::Avx512, tile 12, sums 4, outer 16,
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]);
+#[cfg(target_arch = "aarch64")]
+kernels_for!(neon, isa::neon::Neon<isa::neon::Widening>, super::IsaLevel::Neon, tile 4, sums 1, outer 4,
+    #[target_feature(enable = "neon")]);
+#[cfg(target_arch = "aarch64")]
+kernels_for!(neon_dotprod, isa::neon::Neon<isa::neon::Dotprod>, super::IsaLevel::NeonDotprod, tile 4, sums 1, outer 4,
+    #[target_feature(enable = "neon,dotprod")]);
 
 /// What AVX-512 BF16 adds: attention over long contexts in pairs of bf16. An f32 cache is for exact results and stays in f32.
 #[cfg(target_arch = "x86_64")]
@@ -333,5 +389,22 @@ mod avx512_bf16 {
             KvType::Q8_0 => attend::<KvQ8>,
             KvType::Q4_0 => attend::<KvQ4>,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::IsaLevel;
+
+    #[test]
+    fn a_cap_bounds_the_level() {
+        for cap in IsaLevel::ALL {
+            let best = IsaLevel::best(Some(cap));
+            assert!(best.is_available() && best.is_of_this_architecture());
+            assert!(!cap.is_available() || best == cap, "{cap:?}: {best:?}");
+            assert!(cap.is_of_this_architecture() || best == IsaLevel::Scalar, "{cap:?}: {best:?}");
+        }
+        assert!(IsaLevel::ALL.iter().all(|level| level.is_of_this_architecture() || !level.is_available()));
+        assert!(IsaLevel::best(None).is_available());
     }
 }

@@ -24,7 +24,7 @@ const CACHE_LINE: usize = 64;
 /// Cache lines asked for between two looks at a barrier.
 const LINES_PER_SPIN: usize = 4;
 
-/// Asks for a cache line, where the processor has an instruction for it that Rust knows.
+/// Asks for a cache line, where the processor has an instruction for it.
 fn prefetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has the instruction, which touches nothing whatever the address.
@@ -32,7 +32,12 @@ fn prefetch(address: usize) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: every 64-bit ARM CPU has the instruction, which touches nothing whatever the address.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) address, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
 

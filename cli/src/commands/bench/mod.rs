@@ -16,7 +16,7 @@ use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
 use tandem_engine::placement::{Device, GpuLayers};
 
-use crate::args::{ContextArgs, CpuIsa, ModelArgs, positive};
+use crate::args::{ContextArgs, ModelArgs, cpu_isa, positive};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
@@ -64,8 +64,8 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     context: ContextArgs,
     /// Highest CPU instruction set to use, for tests and comparisons
-    #[arg(long, value_name = "ISA", hide_short_help = true)]
-    cpu_isa: Option<CpuIsa>,
+    #[arg(long, value_name = "ISA", hide_short_help = true, value_parser = cpu_isa())]
+    cpu_isa: Option<IsaLevel>,
 }
 
 /// `-o`.
@@ -83,7 +83,7 @@ pub(crate) enum Format {
 
 /// Measures and prints row by row.
 pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
-    let mut limits = Limits::new(args.cpu_isa.map(IsaLevel::from));
+    let mut limits = Limits::new(args.cpu_isa);
     if args.roofline {
         return limits::print(&mut limits, &args.threads(), args.format());
     }
@@ -137,7 +137,7 @@ impl BenchArgs {
             n_ctx: Some(self.context.ctx.unwrap_or(longest)),
             precision: self.context.precision.into(),
             kv_type: self.context.kv_type,
-            isa: self.cpu_isa.map(IsaLevel::from),
+            isa: self.cpu_isa,
             wanted: self.placement.wanted(layers),
             cache_folder: cache_folder(),
             ..LoadOptions::default()

@@ -7,6 +7,7 @@
 //! The two products (queries with keys, weights with values) come in two [`Scheme`]s: in f32, and in pairs of bf16 where
 //! the CPU has that instruction.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod bf16;
 mod f32;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::ops::Range;
 use super::isa::{Bf16, Isa, LANES};
 use super::kv_format::KvFormat;
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_imports))]
 pub(crate) use bf16::InBf16;
 pub(crate) use f32::InF32;
 
@@ -175,6 +177,7 @@ pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
 
 /// Queries further into a text than this may be computed in bf16: there the time goes into attention. Before it, f32
 /// costs little, and short texts keep all of the cache's precision.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) const LONG: usize = 1024;
 
 /// As [`chunk`], with queries from [`LONG`] on in bf16: a matter of the query alone, not of its company.
@@ -182,6 +185,7 @@ pub(crate) const LONG: usize = 1024;
 /// # Safety
 /// As for [`chunk`]; rows are in the order of their positions.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) unsafe fn chunk_mixed<S: Bf16, K: KvFormat>(
     cache: &HeadCache,
     rows: &mut [QueryRow],

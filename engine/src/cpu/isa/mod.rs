@@ -7,7 +7,11 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
+#[cfg(test)]
+mod tests;
 
 /// Lanes of a vector, and rows of a weight panel.
 pub(crate) const LANES: usize = 16;
@@ -78,7 +82,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn b_shl(a: Self::B, n: u32) -> Self::B;
     /// Shifts 16-bit words: the caller masks off what crosses between bytes.
     unsafe fn b_shr(a: Self::B, n: u32) -> Self::B;
-    /// Adds to each lane the dot product of its 4 unsigned bytes (below 128) with the same 4 signed bytes at `a`.
+    /// Adds to each lane the dot product of its 4 unsigned bytes (below 128) with the same 4 signed bytes at `a`, which are
+    /// not -128.
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
     /// As [`Isa::dot4`], for unsigned bytes up to 255.
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
@@ -136,11 +141,12 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I;
 }
 
-/// Products of pairs of bf16, for instruction sets that have them.
+/// Products of pairs of bf16, for instruction sets that have them: so far, of x86-64.
 ///
 /// # Safety
 /// As for [`Isa`]; the CPU has the bf16 instructions too.
 #[allow(clippy::missing_safety_doc)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) trait Bf16: Isa {
     /// Lane `i` becomes `low[i]` and `high[i]`, rounded to nearest, ties to even.
     unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B;

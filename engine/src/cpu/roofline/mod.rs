@@ -3,6 +3,17 @@
 //!
 //! Generation is bound by the first, prompts by the second; `bench` gives its results as shares of them.
 
+/// Makes the compiler take a register's value for unknown, so that it neither merges nor moves what is to be counted.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! opaque {
+    ($class:ident, $value:expr) => {
+        // SAFETY: no instruction, only a comment.
+        unsafe { std::arch::asm!("/* {0} */", inout($class) $value, options(nomem, nostack, preserves_flags)) }
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -91,8 +102,14 @@ fn int8_loop(isa: IsaLevel) -> Loop {
         IsaLevel::Avx2 => x86::INT8_AVX2,
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::INT8_AVX512,
+        #[cfg(target_arch = "aarch64")]
+        IsaLevel::Neon => arm::INT8_NEON,
+        #[cfg(target_arch = "aarch64")]
+        IsaLevel::NeonDotprod => arm::INT8_DOTPROD,
         #[cfg(not(target_arch = "x86_64"))]
         IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::INT8,
+        #[cfg(not(target_arch = "aarch64"))]
+        IsaLevel::Neon | IsaLevel::NeonDotprod => plain::INT8,
     }
 }
 
@@ -103,8 +120,12 @@ fn f32_loop(isa: IsaLevel) -> Loop {
         IsaLevel::Avx2 => x86::F32_AVX2,
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::F32_AVX512,
+        #[cfg(target_arch = "aarch64")]
+        IsaLevel::Neon | IsaLevel::NeonDotprod => arm::F32,
         #[cfg(not(target_arch = "x86_64"))]
         IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::F32,
+        #[cfg(not(target_arch = "aarch64"))]
+        IsaLevel::Neon | IsaLevel::NeonDotprod => plain::F32,
     }
 }
 

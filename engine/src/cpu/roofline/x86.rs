@@ -1,7 +1,5 @@
-//! The loops for AVX2 and AVX-512. Values stay in registers; each result passes an empty instruction sequence that the
-//! compiler cannot see through, so that it neither merges nor moves what is to be counted.
+//! The loops for AVX2 and AVX-512. Values stay in registers.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Loop;
@@ -9,14 +7,6 @@ use super::Loop;
 /// Sums that do not wait for each other: more than the latency of these instructions (4 or 5 cycles) times those begun
 /// per cycle (2). With the operands they fit the 16 registers of AVX2.
 const CHAINS: usize = 12;
-
-/// Makes the compiler take a register's value for unknown.
-macro_rules! opaque {
-    ($class:ident, $value:expr) => {
-        // SAFETY: no instruction, only a comment.
-        unsafe { asm!("/* {0} */", inout($class) $value, options(nomem, nostack, preserves_flags)) }
-    };
-}
 
 /// `vpdpbusd`: 64 products.
 pub(super) const INT8_AVX512: Loop = Loop { run: int8_avx512, ops: 2 * 64 * CHAINS as u64 };
