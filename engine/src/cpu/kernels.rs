@@ -143,10 +143,26 @@ impl IsaLevel {
         }
     }
 
-    /// The best level of this CPU, at most `cap`: plain Rust where that is a level of another architecture.
+    /// Whether it is faster than the level below it where both are available. bf16 dot products are on CPUs that begin two of
+    /// them per clock. Intel's begin one: no more products than in f32, after a conversion. (Which CPU it is decides, and not
+    /// a measurement, so that results stay the same from run to run.)
+    fn pays(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512Bf16 => {
+                let vendor = std::arch::x86_64::__cpuid(0);
+                [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() != b"GenuineIntel"
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            IsaLevel::Avx512Bf16 => true,
+            IsaLevel::Scalar | IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Neon | IsaLevel::NeonDotprod => true,
+        }
+    }
+
+    /// The best level of this CPU, at most `cap`; without a cap one that [pays](IsaLevel::pays). Plain Rust where that is a level of another architecture.
     pub fn best(cap: Option<IsaLevel>) -> IsaLevel {
         let best = match cap {
-            None => IsaLevel::ALL.into_iter().rfind(|level| level.is_available()),
+            None => IsaLevel::ALL.into_iter().rfind(|level| level.is_available() && level.pays()),
             Some(cap) => std::iter::successors(Some(cap), |level| level.below()).find(|level| level.is_available()),
         };
         best.unwrap_or(IsaLevel::Scalar)

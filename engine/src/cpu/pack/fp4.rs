@@ -37,8 +37,13 @@ unsafe fn ue4m3<S: Isa>(bits: S::I) -> (S::F, S::F) {
         // 0x7f is NaN and counts as 0. All ones where it is there, else 0.
         let nan = S::i_shr(S::i_add(S::i_xor(bits, S::i_splat(0x7f)), S::i_splat(-1)), 31);
         let bits = S::i_add(S::i_and(bits, 0x7f), S::i_and(nan, -0x7f));
-        // Placed at the mantissa's top, the bits are an f32 whose exponent is 120 too small.
-        let scale = S::f_mul(S::i_as_f(S::i_shl(bits, 20)), S::f_splat(f32::from_bits((119 + 127) << 23)));
+        // `significand * 2^(exponent - 10)`, with 8 added to the significand where the exponent is not 0; else that is 1. (As
+        // f32 with a small exponent the bits would be the number at once, but some CPUs take long for such numbers.)
+        let exponent = S::i_shr(bits, 3);
+        let normal = S::i_shr(S::i_add(exponent, S::i_splat(15)), 4);
+        let significand = S::i_or(S::i_and(bits, 7), S::i_shl(normal, 3));
+        let exponent = S::i_add(S::i_sub(exponent, normal), S::i_splat(1 - 11 + 127));
+        let scale = S::f_mul(S::i_to_f(significand), S::i_as_f(S::i_shl(exponent, 23)));
         (scale, S::f_mul(scale, S::f_splat(-OFFSET as f32)))
     }
 }
