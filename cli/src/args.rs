@@ -97,7 +97,7 @@ pub(crate) struct LoadArgs {
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
     /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
-    #[arg(long, value_name = "N", default_value = "auto")]
+    #[arg(long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
     pub(crate) gpu_layers: GpuLayers,
     #[command(flatten)]
     pub(crate) placement: PlacementArgs,

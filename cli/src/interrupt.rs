@@ -12,17 +12,28 @@ use crate::exit;
 /// Whether Ctrl-C was pressed, for everything that should then stop.
 pub(crate) struct Interrupt {
     pressed: Arc<AtomicBool>,
+    /// Raised while there is nothing that could be stopped cleanly, nor need be.
+    leaving: Arc<AtomicBool>,
     sessions: Vec<Arc<AtomicBool>>,
 }
 
 impl Interrupt {
     /// Listens to Ctrl-C from now on.
     pub(crate) fn new() -> io::Result<Interrupt> {
-        let pressed = Arc::new(AtomicBool::new(false));
+        let [pressed, leaving] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        flag::register_conditional_shutdown(SIGINT, exit::INTERRUPTED.into(), leaving.clone())?;
         // In this order: the first signal finds the flag down and raises it, the second finds it up and leaves.
         flag::register_conditional_shutdown(SIGINT, exit::INTERRUPTED.into(), pressed.clone())?;
         flag::register(SIGINT, pressed.clone())?;
-        Ok(Interrupt { pressed, sessions: Vec::new() })
+        Ok(Interrupt { pressed, leaving, sessions: Vec::new() })
+    }
+
+    /// Does work that leaves nothing half done, such as loading a model: Ctrl-C leaves at once.
+    pub(crate) fn leaving<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.leaving.store(true, Ordering::Relaxed);
+        let result = work();
+        self.leaving.store(false, Ordering::Relaxed);
+        result
     }
 
     /// Lets Ctrl-C raise the flag of a session too.

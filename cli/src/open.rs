@@ -54,7 +54,7 @@ pub(crate) struct Loaded {
     pub(crate) load_time: Duration,
 }
 
-/// Loads weights and tokenizer.
+/// Loads weights and tokenizer, for answers: they go on where a GPU fails, unless placement is strict.
 pub(crate) fn load(
     gguf: Arc<Gguf>,
     options: &LoadOptions,
@@ -64,7 +64,11 @@ pub(crate) fn load(
     let start = Instant::now();
     let tokenizer = tokenizer(&gguf)?;
     let template = ChatTemplate::from_metadata(gguf.metadata()).with_context(|| shown(&gguf))?;
-    let session = load_session(gguf, options, ui, interrupt)?;
+    let mut session = load_session(gguf, options, ui, interrupt)?;
+    if !options.wanted.strict {
+        let ui = *ui;
+        session.move_when_a_gpu_fails(Box::new(move |what| ui.warn_amid_text(what)));
+    }
     Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
 }
 
@@ -103,8 +107,9 @@ pub(crate) fn load_model(
     if options.wanted.is_auto() && known::only_software(options.cache_folder.as_deref()) {
         options.wanted.layers = GpuLayers::Count(0);
     }
-    let model =
-        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, &options, speeds, &mut progress));
+    let model = interrupt.leaving(|| {
+        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, &options, speeds, &mut progress))
+    });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

@@ -67,7 +67,8 @@ pub(crate) fn with_speeds<T>(measure: Measure, ui: &Ui, work: impl FnOnce(&mut S
     let text = path.as_ref().and_then(|path| std::fs::read(path).ok());
     // A file that cannot be read is made again.
     let kept: BTreeMap<String, Kept> = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    let table: BTreeMap<String, DeviceSpeed> = kept.into_iter().map(|(key, kept)| (key, kept.into())).collect();
+    let kept = kept.into_iter().map(|(key, kept)| (key, DeviceSpeed::from(kept)));
+    let table: BTreeMap<String, DeviceSpeed> = kept.filter(|(_, speed)| speed.is_plausible()).collect();
     let say = |device| ui.note(format_args!("measuring the {device} (once)"));
     let mut speeds = Speeds { table: table.clone(), measure, on_measure: Some(&say) };
     let result = work(&mut speeds);

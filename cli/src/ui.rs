@@ -54,6 +54,14 @@ impl Ui {
         let _ = writeln!(io::stderr(), "{} {line}", self.painted("33", "warning:"));
     }
 
+    /// A warning while text is being written to the same terminal: on a line of its own.
+    pub(crate) fn warn_amid_text(&self, line: impl Display) {
+        if self.terminal {
+            let _ = writeln!(io::stderr());
+        }
+        self.warn(line);
+    }
+
     /// An error with its causes, in one paragraph.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         let mut text = error.to_string();

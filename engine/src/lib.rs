@@ -27,4 +27,4 @@ pub use generate::{GenerateError, GenerateOptions, Generation, StopReason, gener
 pub use inputs::{InputSquares, MatrixInputs};
 pub use model::{DEFAULT_CTX, KvType, LoadOptions, Model, Precision};
 pub use placement::{Device, Placement, Plan};
-pub use session::{DEFAULT_BATCH, Next, Outputs, Session};
+pub use session::{DEFAULT_BATCH, Next, OnMove, Outputs, Session};

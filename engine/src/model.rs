@@ -9,12 +9,15 @@ use tandem_models::Program;
 
 use crate::backend::{Backend, Batch, Hidden, MemoryReport};
 use crate::cpu::{CpuBackend, IsaLevel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inputs::InputSquares;
 use crate::placement::{Device, Placement, Plan, Speeds, Wanted, adapter};
 
 /// Context length used when neither the user nor the model asks for less.
 pub const DEFAULT_CTX: usize = 8192;
+
+/// Said of a model that could not be moved from one device to another.
+const NOT_LOADED: &str = "the model is not in memory any more: start again";
 
 /// How numbers are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,6 +151,12 @@ impl Model {
         Ok(Model { gguf, plan, backends })
     }
 
+    /// A model of these backends, whatever they are.
+    #[cfg(test)]
+    pub(crate) fn of(gguf: Arc<Gguf>, plan: Plan, backends: Vec<(Device, Box<dyn Backend>)>) -> Model {
+        Model { gguf, plan, backends }
+    }
+
     /// The open file.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
@@ -210,10 +219,28 @@ impl Model {
     /// Runs the whole program over a batch, device by device.
     pub(crate) fn forward(&mut self, batch: &Batch<'_>, hidden: &mut Hidden) -> Result<()> {
         for (device, blocks) in &self.plan.placement.runs {
-            for (_, backend) in self.backends.iter_mut().filter(|(d, _)| d == device) {
-                backend.run(blocks.clone(), batch, hidden)?;
-            }
+            let backend = self.backends.iter_mut().find(|(d, _)| d == device);
+            let (_, backend) = backend.ok_or_else(|| Error::Placement(NOT_LOADED.to_owned()))?;
+            backend.run(blocks.clone(), batch, hidden)?;
         }
+        Ok(())
+    }
+
+    /// Loads everything on the CPU, with an empty cache, after a pass failed because of the GPU. `say` hears what happened
+    /// before that begins.
+    ///
+    /// # Errors
+    /// The failure itself, where it is not the GPU's, where the CPU's memory does not hold the model, or where inputs are
+    /// gathered (they would be counted again); those of [`Model::from_plan`], after which no pass succeeds.
+    pub(crate) fn move_to_cpu(&mut self, error: Error, say: &mut dyn FnMut(&str)) -> Result<()> {
+        let Some(failure) = adapter::failure(&error).filter(|_| self.plan.cpu.inputs.is_none()) else {
+            return Err(error);
+        };
+        let Some(plan) = self.plan.on_cpu(&self.gguf)? else { return Err(error) };
+        say(&format!("{failure}: everything runs on the CPU from here on"));
+        // Not both at once: memory may hold the model only once.
+        self.backends.clear();
+        *self = Model::from_plan(self.gguf.clone(), plan, &mut |_, _| ())?;
         Ok(())
     }
 }

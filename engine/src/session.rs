@@ -39,7 +39,11 @@ pub struct Session {
     hidden: Hidden,
     batch: usize,
     interrupt: Arc<AtomicBool>,
+    on_move: Option<OnMove>,
 }
+
+/// Hears that everything moves to the CPU, and why.
+pub type OnMove = Box<dyn FnMut(&str) + Send>;
 
 impl Session {
     /// An empty sequence.
@@ -50,6 +54,7 @@ impl Session {
             hidden: Hidden::default(),
             batch: DEFAULT_BATCH,
             interrupt: Arc::default(),
+            on_move: None,
         }
     }
 
@@ -71,6 +76,12 @@ impl Session {
     /// A flag that stops an evaluation between batches with [`Error::Interrupted`] when set.
     pub fn interrupt(&self) -> Arc<AtomicBool> {
         self.interrupt.clone()
+    }
+
+    /// Lets a sequence go on when the GPU fails: `say` hears what happened, everything is loaded on the CPU, and the tokens
+    /// so far are evaluated again. Without this a GPU that fails is an error of every evaluation from then on.
+    pub fn move_when_a_gpu_fails(&mut self, say: OnMove) {
+        self.on_move = Some(say);
     }
 
     /// Evaluates tokens after those already in the sequence. With [`Outputs::Last`], returns the logits after the last
@@ -169,8 +180,21 @@ impl Session {
             return Err(Error::Interrupted);
         }
         let batch = Batch { tokens, start: self.tokens.len(), outputs };
-        self.model.forward(&batch, &mut self.hidden)?;
+        if let Err(error) = self.model.forward(&batch, &mut self.hidden) {
+            self.move_to_cpu(error)?;
+            self.model.forward(&batch, &mut self.hidden)?;
+        }
         self.tokens.extend_from_slice(tokens);
         Ok(())
+    }
+
+    /// Goes on without the GPU, whose part of the cache is lost: the tokens so far are evaluated again.
+    fn move_to_cpu(&mut self, error: Error) -> Result<()> {
+        let Some(say) = &mut self.on_move else { return Err(error) };
+        self.model.move_to_cpu(error, say)?;
+        // What a failed pass left behind.
+        self.hidden = Hidden { enough: self.hidden.enough, ..Hidden::default() };
+        let tokens = std::mem::take(&mut self.tokens);
+        tokens.chunks(self.batch).try_for_each(|part| self.run(part, (part.len(), part.len())))
     }
 }

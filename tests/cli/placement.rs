@@ -72,6 +72,10 @@ fn a_gpu_that_is_not_there() {
         let stderr = without_gpu(&run(&[options, &["--strict-placement"]].concat())).fails(4);
         assert!(stderr.contains("there is no GPU"), "{stderr}");
     }
+    let stderr = without_gpu(&run(&["--cpu-moe", "--strict-placement"])).fails(4);
+    assert!(stderr.contains("experts=cpu"), "{stderr}");
+    let stderr = without_gpu(&run(&["-ngl", "-1"])).fails(2);
+    assert!(stderr.contains("give a number, `auto` or `all`"), "{stderr}");
     for options in [&["-ngl", "auto", "--strict-placement"][..], &[], &["--cpu-moe"]] {
         assert_eq!(without_gpu(&run(options)).ok(), wanted);
     }
@@ -177,9 +181,16 @@ fn what_was_measured_is_kept() {
     // Read from JSON, a number may be off by its last bit.
     let speeds = [first, again].map(|ran| ran.json()["predicted_tokens_per_second"].as_f64().unwrap());
     assert!((speeds[0] / speeds[1] - 1.0).abs() < 1e-12, "{speeds:?}");
-    // A file that was damaged is made again.
-    std::fs::write(cache.path().join("tandem/speeds.json"), "{").unwrap();
-    assert!(plan().stderr.contains("measuring the CPU"));
+    // A file that was damaged is made again, and so are figures that cannot be.
+    let path = cache.path().join("tandem/speeds.json");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let mut wrong: Value = serde_json::from_str(&whole).unwrap();
+    let device = wrong.as_object_mut().unwrap().values_mut().next().unwrap();
+    device["bytes_per_second"].as_object_mut().unwrap().values_mut().for_each(|rate| *rate = Value::from(0.0));
+    for text in ["{".to_owned(), wrong.to_string(), whole.replace("\"step_seconds\": ", "\"step_seconds\": -")] {
+        std::fs::write(&path, text).unwrap();
+        assert!(plan().stderr.contains("measuring the CPU"));
+    }
 }
 
 #[test]
@@ -228,6 +239,11 @@ fn bench_shows_the_layers_where_there_are_several() {
     let wanted = ["0", "1", "all"].into_iter().flat_map(|n| [(n, "pp8"), (n, "tg4")]);
     assert_eq!(cells, wanted.collect::<Vec<_>>());
     assert!(!table("1")[0].contains(&"ngl".to_owned()));
+    // What each token costs the CPU beside the kernels: of generation, where a GPU takes part.
+    let host = rows[0].iter().position(|name| name == "host us").unwrap();
+    let is_known: Vec<bool> = rows[2..].iter().map(|row| row[host].parse::<f64>().is_ok()).collect();
+    assert_eq!(is_known, [false, false, false, true, false, true]);
+    assert!(!table("0")[0].contains(&"host us".to_owned()));
 }
 
 #[test]

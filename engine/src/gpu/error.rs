@@ -36,19 +36,19 @@ pub enum GpuError {
         message: String,
     },
     /// Its memory is full.
-    #[error("GPU memory is full: {message}; place fewer layers on the GPU, or use a smaller context")]
+    #[error("{}; place fewer layers on the GPU, or use a smaller context", full(message))]
     OutOfMemory {
         /// What was being allocated, or what the driver said.
         message: String,
     },
     /// The device is gone: reset, unplugged, or its driver stopped.
-    #[error("the GPU was lost: {message}; start again, with -ngl 0 to leave it out")]
+    #[error("{}; start again, with -ngl 0 to leave it out", lost(message))]
     Lost {
         /// What the driver said.
         message: String,
     },
     /// The driver reported an error.
-    #[error("the GPU failed: {message}; start again, with -ngl 0 to leave it out")]
+    #[error("{}; start again, with -ngl 0 to leave it out", failed(message))]
     Failed {
         /// What it said.
         message: String,
@@ -59,6 +59,18 @@ pub enum GpuError {
         /// What it is.
         what: String,
     },
+}
+
+fn full(message: &str) -> String {
+    format!("GPU memory is full: {message}")
+}
+
+fn lost(message: &str) -> String {
+    format!("the GPU was lost: {message}")
+}
+
+fn failed(message: &str) -> String {
+    format!("the GPU failed: {message}")
 }
 
 fn list(names: &[String]) -> String {
@@ -73,6 +85,17 @@ fn list(names: &[String]) -> String {
 }
 
 impl GpuError {
+    /// What happened to a device that was in use, without advice; `None` where it is about something else.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match self {
+            GpuError::OutOfMemory { message } => Some(full(message)),
+            GpuError::Lost { message } => Some(lost(message)),
+            GpuError::Failed { message } => Some(failed(message)),
+            GpuError::NoAdapter | GpuError::NoSuchAdapter { .. } | GpuError::Unusable { .. } => None,
+            GpuError::Open { .. } | GpuError::Unsupported { .. } => None,
+        }
+    }
+
     /// Of a device's last message. A device whose memory runs out in the middle of work is given up by wgpu, too.
     pub(super) fn of_loss(message: String) -> GpuError {
         if message == wgpu::hal::DeviceError::OutOfMemory.to_string() {

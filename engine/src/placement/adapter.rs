@@ -161,6 +161,17 @@ pub(super) fn refusal(_: &Error) -> Refusal {
     Refusal::None
 }
 
+/// What happened to a GPU that was in use, where that is what an error is about.
+#[cfg(feature = "gpu")]
+pub(crate) fn failure(error: &Error) -> Option<String> {
+    if let Error::Gpu(error) = error { error.failure() } else { None }
+}
+
+#[cfg(not(feature = "gpu"))]
+pub(crate) fn failure(_: &Error) -> Option<String> {
+    None
+}
+
 /// Loads a program for timing, with another context than the model's.
 #[cfg(feature = "gpu")]
 pub(super) fn load_probe(probe: &Probe, options: &GpuOptions, n_ctx: usize) -> Result<Box<dyn Backend>> {

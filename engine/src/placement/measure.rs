@@ -7,7 +7,7 @@ use tandem_loader::GgmlType;
 use tandem_models::BlockKind;
 
 use super::probe::Probe;
-use super::speed::{DeviceSpeed, HeadShape, Rate, Shape};
+use super::speed::{DeviceSpeed, HeadShape, Rate, Shape, WorkingSet};
 use crate::backend::{Backend, Batch, Hidden};
 use crate::error::Result;
 use crate::model::KvType;
@@ -23,9 +23,6 @@ const FEW: usize = 4;
 const N_LAYERS: usize = 32;
 /// Positions of the cache.
 pub(super) const N_CTX: usize = 4096;
-/// Bytes of weights read: above what caches hold.
-const WEIGHT_BYTES: usize = 128 << 20;
-
 /// Two shapes from which the cost of a product beside its bytes follows: matrices as in models of a hundred million weights,
 /// and of some billions. Multiples of every type's block.
 const SMALL: Shape = (512, 1536);
@@ -48,16 +45,16 @@ pub(super) fn complete(speed: &mut DeviceSpeed, needed: &[Rate], load: Load<'_>)
         }
         let value = match *rate {
             Rate::Cache(kv_type) => steps(speed, kv_type, load)?,
-            Rate::Weights(ty, shape) => {
+            Rate::Weights(ty, shape, set) => {
                 if speed.rates.keys().all(|name| name.starts_with("cache")) {
-                    speed.product = product(ty, speed, load)?;
+                    speed.product = product(ty, set, speed, load)?;
                 }
-                let products = Products::measure(ty, shape, speed, load)?;
+                let products = Products::measure(ty, shape, set, speed, load)?;
                 // Most of the time is reading; where it were not, half is the least it can be.
                 let reading = (products.seconds - products.n * speed.product).max(products.seconds / 2.0);
                 products.bytes / reading
             }
-            Rate::Head(ty, shape) => head(ty, shape, speed, load)?,
+            Rate::Head(ty, shape, set) => head(ty, shape, set, speed, load)?,
         };
         speed.rates.insert(rate.name(), value);
     }
@@ -93,20 +90,29 @@ fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<f64
 }
 
 /// What a product costs beside its bytes.
-fn product(ty: GgmlType, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
-    let (large, small) = (Products::measure(ty, LARGE, speed, load)?, Products::measure(ty, SMALL, speed, load)?);
+fn product(ty: GgmlType, set: WorkingSet, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
+    let [large, small] = [LARGE, SMALL].map(|shape| Products::measure(ty, shape, set, speed, load));
+    let (large, small) = (large?, small?);
     // Two equations, `seconds = n * cost + bytes / rate`, for cost and rate.
     let determinant = small.n * large.bytes - large.n * small.bytes;
     Ok(((small.seconds * large.bytes - large.seconds * small.bytes) / determinant).max(0.0))
 }
 
-/// Speed of an output head, of as many rows as are enough to measure.
-fn head(ty: GgmlType, (n_embd, n_vocab): HeadShape, speed: &DeviceSpeed, load: Load<'_>) -> Result<f64> {
+/// Speed of an output head, of as many rows as are enough to measure. Before it the rest of the working set is read.
+fn head(
+    ty: GgmlType,
+    (n_embd, n_vocab): HeadShape,
+    set: WorkingSet,
+    speed: &DeviceSpeed,
+    load: Load<'_>,
+) -> Result<f64> {
     let row_bytes = n_embd / ty.block_size() * ty.block_bytes();
-    let probe = Probe::head(ty, (n_embd, n_vocab.min(WEIGHT_BYTES / row_bytes)))?;
-    let other = speed.visit + speed.step * probe.n_steps(0..1) as f64;
-    let seconds = Timer::new(&probe, load)?.seconds(0..1, 1, 0)?;
-    Ok(probe.matrix_bytes() as f64 / (seconds - other).max(seconds / 2.0))
+    let n_rows = n_vocab.min((set << 20) / row_bytes);
+    let probe = Probe::head(ty, (n_embd, n_rows), set << 20)?;
+    let (rest, head) = probe.before_head();
+    let other = speed.visit + speed.step * probe.n_steps(head.clone()) as f64;
+    let [_, seconds] = Timer::new(&probe, load)?.in_turns([(rest, 1, 0), (head, 1, 0)])?;
+    Ok((n_rows * row_bytes) as f64 / (seconds - other).max(seconds / 2.0))
 }
 
 /// Products that were timed.
@@ -118,8 +124,8 @@ struct Products {
 }
 
 impl Products {
-    fn measure(ty: GgmlType, shape: Shape, speed: &DeviceSpeed, load: Load<'_>) -> Result<Products> {
-        let probe = Probe::weights(ty, shape, WEIGHT_BYTES)?;
+    fn measure(ty: GgmlType, shape: Shape, set: WorkingSet, speed: &DeviceSpeed, load: Load<'_>) -> Result<Products> {
+        let probe = Probe::weights(ty, shape, set << 20)?;
         let mut timer = Timer::new(&probe, load)?;
         let blocks = 0..probe.program.blocks.len();
         let other = speed.visit + speed.step * probe.n_steps(blocks.clone()) as f64;

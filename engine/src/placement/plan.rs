@@ -16,7 +16,7 @@ use super::rules::{Rule, Rules};
 use super::speed::{DeviceSpeed, Prediction, rates_needed};
 use super::{Device, GpuLayers, Placement};
 use crate::backend::Backend;
-use crate::cpu::{CpuBackend, CpuOptions, IsaLevel};
+use crate::cpu::{CpuBackend, CpuInfo, CpuOptions, IsaLevel};
 use crate::error::{Error, Result};
 use crate::model::{DEFAULT_CTX, KvType, LoadOptions, Precision};
 use crate::session::DEFAULT_BATCH;
@@ -144,6 +144,16 @@ impl Plan {
         let mut plan = Plan::new(gguf, &options, speeds)?;
         plan.notes = [&self.notes[..], &[note], &plan.notes].concat();
         Ok(plan)
+    }
+
+    /// The same model with everything on the CPU, for when the GPU failed while it ran; `None` where this machine's memory
+    /// does not hold it.
+    pub(crate) fn on_cpu(&self, gguf: &Gguf) -> Result<Option<Plan>> {
+        let placement = Placement::cpu(&self.program);
+        let ledger = Ledger::new(gguf, &self.program, &placement, &self.cpu, &self.gpu)?;
+        let memory = CpuInfo::new().memory.unwrap_or(u64::MAX);
+        let fits = ledger.on(Device::Cpu).total() <= memory;
+        Ok(fits.then(|| Plan { placement, ledger, adapter: None, prediction: None, ..self.clone() }))
     }
 
     /// Plans a model for a machine with these adapters.
@@ -292,13 +302,22 @@ impl<'a> Planner<'a> {
     /// The placement, and its bytes.
     pub(super) fn choose(&self, speeds: &mut Speeds<'_>, notes: &mut Vec<String>) -> Result<(Placement, Ledger)> {
         for rule in self.rules.idle(self.program) {
-            notes.push(format!("`{rule}` changes nothing: the model has no such part"));
+            self.surprise(notes, format!("`{rule}` changes nothing: the model has no such part"))?;
         }
         match self.wanted.layers {
             GpuLayers::Auto => self.choose_freely(speeds, notes),
             GpuLayers::All => self.choose_as_asked(usize::MAX, notes),
             GpuLayers::Count(n) => self.choose_as_asked(n, notes),
         }
+    }
+
+    /// Notes what is not as asked; an error where placement is strict.
+    fn surprise(&self, notes: &mut Vec<String>, what: String) -> Result<()> {
+        if self.wanted.strict {
+            return Err(Error::Placement(format!("{what} (--strict-placement)")));
+        }
+        notes.push(what);
+        Ok(())
     }
 
     /// The last `n` layers, changed by the rules.
@@ -366,11 +385,16 @@ impl<'a> Planner<'a> {
     /// The fastest placement that fits.
     fn choose_freely(&self, speeds: &mut Speeds<'_>, notes: &mut Vec<String>) -> Result<(Placement, Ledger)> {
         // The software adapter is the CPU again, with more work.
+        if let Some(adapter) = self.adapter.filter(|adapter| adapter.software && self.wanted.device.is_some()) {
+            let what = format!("{} runs on the CPU, so -ngl auto leaves it out; -ngl N or all uses it", adapter.name);
+            self.surprise(notes, what)?;
+        }
         if self.adapter.is_none_or(|adapter| adapter.software) {
             return self.choose_as_asked(0, notes);
         }
         if let Err(error) = self.measure(Device::Gpu, speeds).and_then(|()| self.measure(Device::Cpu, speeds)) {
-            notes.push(format!("the devices could not be measured, so nothing is placed on the GPU: {error}"));
+            let what = format!("the devices could not be measured, so nothing is placed on the GPU: {error}");
+            self.surprise(notes, what)?;
             return self.choose_as_asked(0, notes);
         }
         let mut best: Option<(f64, Placement, Ledger)> = None;
@@ -413,7 +437,7 @@ impl<'a> Planner<'a> {
 
     /// Has a device measure what is missing among its figures.
     fn measure(&self, device: Device, speeds: &mut Speeds<'_>) -> Result<()> {
-        let needed = rates_needed(self.gguf, self.program, self.cpu.kv_type);
+        let needed = rates_needed(self.gguf, self.program, self.cpu.kv_type, device);
         let speed = speeds.table.entry(self.key(device)).or_default();
         if let Some(on_measure) =
             speeds.on_measure.filter(|_| needed.iter().any(|rate| !speed.rates.contains_key(&rate.name())))
@@ -439,7 +463,7 @@ impl<'a> Planner<'a> {
         let device = match device {
             Device::Cpu => {
                 let isa = IsaLevel::best(self.cpu.isa).name();
-                format!("CPU {} / {} threads / {isa}", crate::cpu::CpuInfo::name(), self.cpu.threads)
+                format!("CPU {} / {} threads / {isa}", CpuInfo::name(), self.cpu.threads)
             }
             Device::Gpu => format!("GPU {}", self.adapter.map(Adapter::key).unwrap_or_default()),
         };

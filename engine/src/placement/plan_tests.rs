@@ -1,8 +1,6 @@
 //! The planner, for machines that need not exist: adapters and measured figures are made up here. What blocks take on a
 //! GPU is worked out without one.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::plan::Planner;
@@ -30,8 +28,10 @@ fn adapter(software: bool) -> Adapter {
 }
 
 fn speed(rate: f64, visit: f64) -> DeviceSpeed {
-    let rates = ["F16 64x64", "head F16 64x1", "cache f16"].map(|name| (name.to_owned(), rate));
-    DeviceSpeed { visit, step: 1e-6, product: 0.0, transfer: 1e-9, rates: BTreeMap::from(rates) }
+    // The least working set of a CPU, and that of GPUs.
+    let names = ["F16 64x64 of 32 MiB", "F16 64x64 of 128 MiB", "head F16 64x1 of 32 MiB", "head F16 64x1 of 128 MiB"];
+    let rates = names.into_iter().chain(["cache f16"]).map(|name| (name.to_owned(), rate)).collect();
+    DeviceSpeed { visit, step: 1e-6, product: 0.0, transfer: 1e-9, rates }
 }
 
 /// What a planner is asked, and the devices' figures: bytes per second and seconds per visit.
@@ -102,6 +102,20 @@ fn rules_that_change_nothing_are_said() {
     let mut notes = Vec::new();
     case.plan(|planner, speeds| planner.choose(speeds, &mut notes)).unwrap();
     assert!(notes.len() == 1 && notes[0].contains("experts=cpu"), "{notes:?}");
+    case.wanted.strict = true;
+    let error = case.chosen().unwrap_err().to_string();
+    assert!(error.contains("experts=cpu") && error.contains("--strict-placement"), "{error}");
+}
+
+#[test]
+fn a_software_adapter_that_is_named_is_not_left_out_silently() {
+    let mut case = Case { software: true, ..Case::new(GpuLayers::Auto) };
+    case.wanted.device = Some("0".to_owned());
+    let mut notes = Vec::new();
+    case.plan(|planner, speeds| planner.choose(speeds, &mut notes)).unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("-ngl auto"), "{notes:?}");
+    case.wanted.strict = true;
+    assert!(matches!(case.chosen(), Err(Error::Placement(_))));
 }
 
 #[test]

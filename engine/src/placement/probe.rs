@@ -105,19 +105,18 @@ impl Probe {
         let n = bytes.div_ceil(block).max(1);
         let mut b = Builder::default();
         let norm = b.vector("norm", n_embd);
-        for layer in 0..n {
-            let gate = b.matrix(&format!("gate.{layer}"), ty, n_embd, n_ff);
-            let up = b.matrix(&format!("up.{layer}"), ty, n_embd, n_ff);
-            let down = b.matrix(&format!("down.{layer}"), ty, n_ff, n_embd);
-            b.feed_forward(layer, norm, [gate, up, down]);
-        }
+        b.feed_forwards(n, norm, ty, (n_embd, n_ff));
         b.finish(n, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })
     }
 
-    /// An output head. Its bias makes all logits different, so that there are best ones.
-    pub(super) fn head(ty: GgmlType, (n_embd, n_vocab): HeadShape) -> Result<Probe> {
+    /// An output head. Its bias makes all logits different, so that there are best ones. Before it are blocks with as many
+    /// matrices as make it about `bytes` in all: see [`Probe::before_head`].
+    pub(super) fn head(ty: GgmlType, (n_embd, n_vocab): HeadShape, bytes: usize) -> Result<Probe> {
         let mut b = Builder::default();
         let norm = b.vector("norm", n_embd);
+        let (n_ff, row_bytes) = (4 * n_embd, n_embd / ty.block_size() * ty.block_bytes());
+        let n = bytes.saturating_sub(n_vocab * row_bytes) / (3 * n_ff * row_bytes);
+        b.feed_forwards(n, norm, ty, (n_embd, n_ff));
         let bias = b.ramp("bias", n_vocab);
         let head = Linear { bias: Some(bias), ..b.matrix("head", ty, n_embd, n_vocab) };
         let steps = vec![
@@ -125,11 +124,17 @@ impl Probe {
             Step::Logits { linear: head, soft_cap: None },
         ];
         b.block(BlockKind::Head, vec![norm.weight, head.weight, bias], steps);
-        let mut probe = b.finish(0, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff: n_embd, n_expert: 0 })?;
+        let mut probe = b.finish(n, Registers { n_embd, n_q: n_embd, n_kv: n_embd, n_ff, n_expert: 0 })?;
         let mut program = Arc::unwrap_or_clone(probe.program);
         program.hparams.n_vocab = n_vocab;
         probe.program = Arc::new(program);
         Ok(probe)
+    }
+
+    /// The blocks of [`Probe::head`] before the head, and the head.
+    pub(super) fn before_head(&self) -> (Range<usize>, Range<usize>) {
+        let last = self.program.blocks.len() - 1;
+        (0..last, last..last + 1)
     }
 
     /// Steps that multiply with matrices.
@@ -207,6 +212,16 @@ impl Builder {
         ];
         let weights = vec![norm.weight, gate.weight, up.weight, down.weight];
         self.block(BlockKind::FeedForward(layer), weights, steps);
+    }
+
+    /// `n` blocks with matrices of their own.
+    fn feed_forwards(&mut self, n: usize, norm: Vector, ty: GgmlType, (n_embd, n_ff): Shape) {
+        for layer in 0..n {
+            let gate = self.matrix(&format!("gate.{layer}"), ty, n_embd, n_ff);
+            let up = self.matrix(&format!("up.{layer}"), ty, n_embd, n_ff);
+            let down = self.matrix(&format!("down.{layer}"), ty, n_ff, n_embd);
+            self.feed_forward(layer, norm, [gate, up, down]);
+        }
     }
 
     /// Adds a block whose steps use these weights.

@@ -27,15 +27,45 @@ pub struct DeviceSpeed {
     pub rates: BTreeMap<String, f64>,
 }
 
+impl DeviceSpeed {
+    /// Whether these can be figures of a device at all: what was kept in a file may be anything.
+    pub fn is_plausible(&self) -> bool {
+        let times = [self.visit, self.step, self.product, self.transfer];
+        times.iter().all(|time| time.is_finite() && *time >= 0.0)
+            && self.rates.values().all(|rate| rate.is_finite() && *rate > 0.0)
+    }
+}
+
 /// A speed of reading that depends on what is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rate {
     /// Keys and values.
     Cache(KvType),
     /// Matrices of a type, of feed-forward parts with these widths: short rows keep some devices less busy than long ones.
-    Weights(GgmlType, Shape),
+    Weights(GgmlType, Shape, WorkingSet),
     /// An output head of a type: it is multiplied with what int8 leaves of its input too, and its best rows are found.
-    Head(GgmlType, HeadShape),
+    Head(GgmlType, HeadShape, WorkingSet),
+}
+
+/// MiB that are read before the same byte is read again: a CPU's caches may hold a small model.
+pub(super) type WorkingSet = usize;
+
+/// That of a model on a device, in steps. Those of CPUs have limits: less is too little to measure, and more than the
+/// larger one few caches hold. GPUs' caches hold less than what is always read there.
+pub(super) fn working_set(gguf: &Gguf, program: &Program, device: Device) -> WorkingSet {
+    const STEP: usize = 32;
+    match device {
+        Device::Gpu => 4 * STEP,
+        Device::Cpu => {
+            let is_matrix = |weight: &&Weight| match weight.role {
+                WeightRole::Matrix | WeightRole::Experts { .. } => true,
+                WeightRole::Table | WeightRole::Vector => false,
+            };
+            let tensors = program.weights.iter().filter(is_matrix).filter_map(|weight| gguf.tensor(&weight.tensor));
+            let bytes: usize = tensors.map(|tensor| tensor.n_bytes()).sum();
+            (bytes >> 20).next_multiple_of(STEP).clamp(STEP, 16 * STEP)
+        }
+    }
 }
 
 /// Widths of the residual stream and of the feed-forward hidden.
@@ -47,24 +77,25 @@ pub(super) type HeadShape = (usize, usize);
 const LONG: Shape = (2048, 8192);
 
 impl Rate {
-    /// As it is called where figures are kept, as in `cache f16`, `Q4_K 2048x8192`, `head Q6_K 2048x128256`.
+    /// As it is called where figures are kept, as in `cache f16`, `Q4_K 2048x8192 of 512 MiB`, `head Q6_K 2048x128256 of 512
+    /// MiB`.
     pub(super) fn name(self) -> String {
         match self {
             Rate::Cache(kv_type) => format!("cache {}", kv_type.name()),
-            Rate::Weights(ty, (n_embd, n_ff)) => format!("{} {n_embd}x{n_ff}", ty.name()),
-            Rate::Head(ty, (n_embd, n_vocab)) => format!("head {} {n_embd}x{n_vocab}", ty.name()),
+            Rate::Weights(ty, (n_embd, n_ff), set) => format!("{} {n_embd}x{n_ff} of {set} MiB", ty.name()),
+            Rate::Head(ty, (n_embd, n_vocab), set) => format!("head {} {n_embd}x{n_vocab} of {set} MiB", ty.name()),
         }
     }
 
     /// That of a matrix of a block.
-    fn of(program: &Program, block: &Block, ty: GgmlType) -> Rate {
+    fn of(program: &Program, block: &Block, ty: GgmlType, set: WorkingSet) -> Rate {
         let regs = &program.registers;
         let whole = |n: usize, most: usize| n.clamp(1, most).next_multiple_of(ty.block_size());
         let n_embd = whole(regs.n_embd, LONG.0);
         match block.kind {
-            BlockKind::Head => Rate::Head(ty, (n_embd, program.hparams.n_vocab)),
+            BlockKind::Head => Rate::Head(ty, (n_embd, program.hparams.n_vocab), set),
             BlockKind::Embed | BlockKind::Attention(_) | BlockKind::FeedForward(_) => {
-                Rate::Weights(ty, (n_embd, whole(regs.n_ff, LONG.1)))
+                Rate::Weights(ty, (n_embd, whole(regs.n_ff, LONG.1)), set)
             }
         }
     }
@@ -80,12 +111,13 @@ pub(super) fn is_product(step: &Step) -> bool {
     }
 }
 
-/// The rates that predicting a program needs.
-pub(super) fn rates_needed(gguf: &Gguf, program: &Program, kv_type: KvType) -> Vec<Rate> {
+/// The rates of a device that predicting a program needs.
+pub(super) fn rates_needed(gguf: &Gguf, program: &Program, kv_type: KvType, device: Device) -> Vec<Rate> {
+    let set = working_set(gguf, program, device);
     let mut rates = vec![Rate::Cache(kv_type)];
     for block in &program.blocks {
         for (ty, _) in matrices(gguf, program, block) {
-            let rate = Rate::of(program, block, ty);
+            let rate = Rate::of(program, block, ty, set);
             if !rates.contains(&rate) {
                 rates.push(rate);
             }
@@ -136,7 +168,8 @@ impl Prediction {
     ) -> Option<Prediction> {
         let mut prediction = Prediction::default();
         for (device, blocks) in &placement.runs {
-            prediction.add(gguf, program, blocks.clone(), kv_type, speed(*device)?)?;
+            let set = working_set(gguf, program, *device);
+            prediction.add(gguf, program, blocks.clone(), kv_type, (speed(*device)?, set))?;
         }
         Some(prediction)
     }
@@ -147,7 +180,7 @@ impl Prediction {
         program: &Program,
         blocks: Range<usize>,
         kv_type: KvType,
-        speed: &DeviceSpeed,
+        (speed, set): (&DeviceSpeed, WorkingSet),
     ) -> Option<()> {
         let parts = &program.blocks[blocks];
         // Of the head's results only the best come back, which is in its rate.
@@ -155,7 +188,7 @@ impl Prediction {
         self.base += speed.visit + (4 * ways * program.registers.n_embd) as f64 * speed.transfer;
         for block in parts {
             for (ty, bytes) in matrices(gguf, program, block) {
-                self.base += bytes as f64 / speed.rates.get(&Rate::of(program, block, ty).name())?;
+                self.base += bytes as f64 / speed.rates.get(&Rate::of(program, block, ty, set).name())?;
             }
         }
         let position = kv_type.bytes(program.kv_elements_per_position()) as f64;

@@ -57,7 +57,7 @@ pub(crate) struct BenchArgs {
     #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     threads: Vec<usize>,
     /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto", allow_negative_numbers = true)]
     gpu_layers: Vec<GpuLayers>,
     #[command(flatten)]
     placement: PlacementArgs,
@@ -93,6 +93,9 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
     };
     let gguf = open::open(&args.model, ui, interrupt)?;
     let mut table = Table::new(args.format(), &tests, args.threads().len(), args.gpu_layers.len());
+    if args.gpu_layers.iter().any(|layers| !matches!(layers, GpuLayers::Auto | GpuLayers::Count(0))) {
+        table.show_gpu();
+    }
     for n_threads in args.threads() {
         for &layers in &args.gpu_layers {
             let options = args.load_options(n_threads, layers, longest);

@@ -153,6 +153,7 @@ impl Row {
             share(self.memory_share),
             number(self.gop_per_s, 0),
             share(self.peak_share),
+            number(self.host_us, 0),
         ]
     }
 }
@@ -189,12 +190,25 @@ pub(super) struct Table {
 }
 
 /// Number of columns.
-const COLUMNS: usize = 12;
+const COLUMNS: usize = 13;
 /// A row of the Markdown table.
 type Cells = [String; COLUMNS];
 
-const HEADER: [&str; COLUMNS] =
-    ["model", "size", "params", "backend", "threads", "ngl", "test", "t/s", "GB/s", "of memory", "Gop/s", "of peak"];
+const HEADER: [&str; COLUMNS] = [
+    "model",
+    "size",
+    "params",
+    "backend",
+    "threads",
+    "ngl",
+    "test",
+    "t/s",
+    "GB/s",
+    "of memory",
+    "Gop/s",
+    "of peak",
+    "host us",
+];
 
 impl Table {
     /// A table of these tests. Numbers of threads and of layers on the GPU are columns where there are `n_threads` or
@@ -211,12 +225,21 @@ impl Table {
                 least[column(name)] = None;
             }
         }
+        least[column("host us")] = None;
         Table { format, n_rows: 0, least, memory: None, peak: None }
+    }
+
+    /// Shows what a GPU costs the CPU. A table whose first row is of a GPU does so by itself.
+    pub(super) fn show_gpu(&mut self) {
+        self.least[column("host us")] = Some("host us".len());
     }
 
     /// Writes one row, after the header if it is the first.
     pub(super) fn row(&mut self, row: Row, out: &mut dyn Write) -> io::Result<()> {
         let is_first = self.n_rows == 0;
+        if is_first && row.device != Device::Cpu.name() {
+            self.show_gpu();
+        }
         self.n_rows += 1;
         self.memory = row.memory_gb_per_s.or(self.memory);
         self.peak = row.peak_gop_per_s.or(self.peak);
@@ -253,6 +276,10 @@ impl Table {
         }
         if let Some(peak) = self.peak {
             writeln!(out, "Peak measured here: {peak:.0} Gop/s. Gop/s: additions and multiplications with weights.")?;
+        }
+        if self.least[column("host us")].is_some() {
+            let what = "microseconds per token that handing work to the GPU and reading results take the CPU";
+            writeln!(out, "host us: {what}.")?;
         }
         Ok(())
     }

@@ -175,6 +175,12 @@ impl Plan {
         self.add(ty, WeightRole::Matrix, n_in, n_out, bytes)
     }
 
+    /// A random embedding table.
+    pub(super) fn table(&mut self, n_embd: usize, n_vocab: usize) -> WeightId {
+        let bytes = self.random.floats(n_embd * n_vocab).iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.add(GgmlType::F32, WeightRole::Table, n_embd, n_vocab, bytes)
+    }
+
     /// A random matrix for each expert.
     pub(super) fn experts(&mut self, ty: GgmlType, n_in: usize, n_out: usize) -> WeightId {
         let n_expert = self.hparams.n_expert;

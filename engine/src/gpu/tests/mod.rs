@@ -9,6 +9,7 @@ mod coop;
 mod experts;
 mod failures;
 mod memory;
+mod moving;
 mod products;
 mod rest;
 mod scales;
