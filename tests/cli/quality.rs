@@ -128,6 +128,21 @@ fn a_model_equals_itself() {
     assert!(kl > 0.0 && kl < 0.1, "{kl}");
 }
 
+#[test]
+fn several_models_at_once_give_what_each_gives_alone() {
+    let text = text();
+    let compare = |models: &[&str]| {
+        let options = ["-c", "32", "-f", arg(&text), "--tensors", "--json"];
+        tandem(&[&["compare", tiny::model()][..], models, &options].concat()).json()
+    };
+    let (other, base) = (tiny::other_model(), tiny::base_model());
+    let several = compare(&[other, base]);
+    assert_eq!(several.as_array().unwrap().as_slice(), [compare(&[other]), compare(&[base])]);
+    let page = file("several.html", b"");
+    let report = ["compare", tiny::model(), other, base, "-f", arg(&text), "--report", arg(&page)];
+    assert!(tandem(&report).fails(2).contains("one B"));
+}
+
 fn weights(model: &str, name: &str) -> Vec<f32> {
     let out = file(&format!("weights-{name}"), b"");
     tandem(&["info", "-m", model, "--dump-tensor", name, "--out", arg(&out)]).ok();

@@ -1,6 +1,7 @@
 //! `tandem compare`: two models side by side over a text, and their weights tensor by tensor.
 //!
-//! Both models are evaluated in lockstep, some rows at a time, so that no logits are stored.
+//! Models are evaluated in lockstep, some rows at a time, so that no logits are stored. Several are compared with the
+//! same one at once: that is evaluated only once then.
 
 mod charts;
 mod report;
@@ -31,10 +32,10 @@ pub(crate) struct CompareArgs {
     /// The model that is right: a path, a name of the catalog, or org/repo[:QUANT], as for -m of other commands
     #[arg(value_name = "A")]
     a: String,
-    /// The model compared with it
-    #[arg(value_name = "B")]
-    b: String,
-    /// The text both evaluate (- is stdin)
+    /// The model compared with it; several are compared with A one by one, and A is evaluated only once
+    #[arg(value_name = "B", required = true)]
+    b: Vec<String>,
+    /// The text all evaluate (- is stdin)
     #[arg(short, long, value_name = "FILE", required_unless_present = "tensors")]
     file: Option<PathBuf>,
     /// Evaluate at most N windows [default: all]
@@ -43,7 +44,7 @@ pub(crate) struct CompareArgs {
     /// Compare the weights, tensor by tensor
     #[arg(long)]
     tensors: bool,
-    /// Print one JSON object
+    /// Print one JSON object; of several models an array
     #[arg(long)]
     json: bool,
     /// Write a page with charts: one HTML file that needs nothing else
@@ -57,6 +58,7 @@ pub(crate) struct CompareArgs {
 }
 
 /// One of the two models.
+#[derive(Clone)]
 struct Side {
     /// As the user named it.
     name: String,
@@ -96,60 +98,86 @@ struct TextResult {
 
 /// Compares and prints.
 pub(crate) fn run(args: &CompareArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
+    if args.report.is_some() && args.b.len() > 1 {
+        return Err(Failure::usage("--report writes a page about two models: give one B"));
+    }
     let options = args.load.options();
     let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     let text = args.file.as_ref().map(|file| TextArgs { file: file.clone(), chunks: args.chunks });
     let bytes = text.as_ref().map(TextArgs::read).transpose()?;
-    let sides = [Side::open(&args.a, ui, interrupt)?, Side::open(&args.b, ui, interrupt)?];
+    let a = Side::open(&args.a, ui, interrupt)?;
+    let bs = args.b.iter().map(|b| Side::open(b, ui, interrupt)).collect::<anyhow::Result<Vec<Side>>>()?;
     let threads = options.threads.unwrap_or(1);
-    let mut comparison = Comparison { sides, text: None, tensors: None };
+    let compared = |b: &Side| Comparison { sides: [a.clone(), b.clone()], text: None, tensors: None };
+    let mut comparisons: Vec<Comparison> = bs.iter().map(compared).collect();
     if let (Some(text), Some(bytes)) = (&text, &bytes) {
         let options = LoadOptions { n_ctx: Some(n_ctx), ..options };
-        comparison.text = Some(over_text(&comparison.sides, text, bytes, &options, args, ui, interrupt)?);
+        let results = over_text(&a, &bs, (text, bytes), &options, args, ui, interrupt)?;
+        for (comparison, result) in comparisons.iter_mut().zip(results) {
+            comparison.text = Some(result);
+        }
     }
-    if args.tensors || args.report.is_some() {
+    for comparison in &mut comparisons {
         let [a, b] = &comparison.sides;
-        comparison.tensors = Some(tensors::compare(&a.gguf, &b.gguf, threads, ui, interrupt)?);
+        if args.tensors || args.report.is_some() {
+            comparison.tensors = Some(tensors::compare(&a.gguf, &b.gguf, threads, ui, interrupt)?);
+        }
+        if let Some(path) = &args.report {
+            output::write(path, |out| Ok(out.write_all(report::page(comparison).as_bytes())?))?;
+            ui.note(format_args!("wrote {}", path.display()));
+        }
+        if !args.tensors {
+            comparison.tensors = None;
+        }
     }
-    if let Some(path) = &args.report {
-        output::write(path, |out| Ok(out.write_all(report::page(&comparison).as_bytes())?))?;
-        ui.note(format_args!("wrote {}", path.display()));
-    }
-    if !args.tensors {
-        comparison.tensors = None;
-    }
-    let answer = if args.json { show::json(&comparison) } else { show::text(&comparison) };
+    let answer = if args.json { show::json(&comparisons) } else { show::text(&comparisons) };
     Ok(ui::print(answer)?)
 }
 
+/// One result for each of `bs`.
 fn over_text(
-    sides: &[Side; 2],
-    text: &TextArgs,
-    bytes: &[u8],
+    a: &Side,
+    bs: &[Side],
+    (text, bytes): (&TextArgs, &[u8]),
     options: &LoadOptions,
     args: &CompareArgs,
     ui: &Ui,
     interrupt: &mut Interrupt,
-) -> anyhow::Result<TextResult> {
-    let tokenizers = [open::tokenizer(&sides[0].gguf)?, open::tokenizer(&sides[1].gguf)?];
-    check_vocabularies(sides, &tokenizers)?;
+) -> anyhow::Result<Vec<TextResult>> {
+    let tokenizer = open::tokenizer(&a.gguf)?;
+    for b in bs {
+        check_vocabularies([a, b], [&tokenizer, &open::tokenizer(&b.gguf)?])?;
+    }
     let precision = args.precision_a.map_or(options.precision, Into::into);
     let options_a = LoadOptions { precision, ..options.clone() };
-    let a = open::load_session(sides[0].gguf.clone(), &options_a, ui, interrupt)?;
-    let b = open::load_session(sides[1].gguf.clone(), options, ui, interrupt)?;
     let n_vocab = |session: &Session| session.model().program().hparams.n_vocab;
-    if n_vocab(&a) != n_vocab(&b) {
-        return Err(different(sides, format!("A has logits for {} tokens, B for {}", n_vocab(&a), n_vocab(&b))));
+    let session_a = open::load_session(a.gguf.clone(), &options_a, ui, interrupt)?;
+    let mut sessions = Vec::new();
+    for b in bs {
+        let session = open::load_session(b.gguf.clone(), options, ui, interrupt)?;
+        if n_vocab(&session_a) != n_vocab(&session) {
+            let how = format!("A has logits for {} tokens, B for {}", n_vocab(&session_a), n_vocab(&session));
+            return Err(different([a, b], how));
+        }
+        sessions.push(session);
     }
-    let n_ctx = a.model().n_ctx();
-    let windows = text.cut(bytes, &tokenizers[0], n_ctx, n_vocab(&a))?;
-    let backends = [&a, &b].map(|session| session.model().backend_names().join("+"));
-    let divergence = evaluate([a, b], &windows, ui)?;
-    Ok(TextResult { file: text.file.clone(), n_ctx, n_windows: windows.len(), backends, divergence })
+    let n_ctx = session_a.model().n_ctx();
+    let windows = text.cut(bytes, &tokenizer, n_ctx, n_vocab(&session_a))?;
+    let backends = |session: &Session| session.model().backend_names().join("+");
+    let (backend_a, backends_b) = (backends(&session_a), sessions.iter().map(backends).collect::<Vec<String>>());
+    let divergences = evaluate(session_a, sessions, &windows, ui)?;
+    let result = |(divergence, backend_b)| TextResult {
+        file: text.file.clone(),
+        n_ctx,
+        n_windows: windows.len(),
+        backends: [backend_a.clone(), backend_b],
+        divergence,
+    };
+    Ok(divergences.into_iter().zip(backends_b).map(result).collect())
 }
 
 /// The first difference of the two vocabularies, as an error: other tokens make no common distribution.
-fn check_vocabularies(sides: &[Side; 2], [a, b]: &[Tokenizer; 2]) -> anyhow::Result<()> {
+fn check_vocabularies(sides: [&Side; 2], [a, b]: [&Tokenizer; 2]) -> anyhow::Result<()> {
     if a.n_vocab() != b.n_vocab() {
         return Err(different(sides, format!("A has {} tokens, B {}", a.n_vocab(), b.n_vocab())));
     }
@@ -164,7 +192,7 @@ fn check_vocabularies(sides: &[Side; 2], [a, b]: &[Tokenizer; 2]) -> anyhow::Res
     Ok(())
 }
 
-fn different([a, b]: &[Side; 2], how: String) -> anyhow::Error {
+fn different([a, b]: [&Side; 2], how: String) -> anyhow::Error {
     Failure::model(format!(
         "{} and {} have different vocabularies and cannot be compared over a text: {how}; --tensors without -f \
          compares weights alone",
@@ -172,13 +200,13 @@ fn different([a, b]: &[Side; 2], how: String) -> anyhow::Error {
     ))
 }
 
-/// Evaluates both models in lockstep, with a running estimate.
-fn evaluate([mut a, mut b]: [Session; 2], windows: &Windows, ui: &Ui) -> anyhow::Result<Divergence> {
+/// Evaluates A and each B in lockstep, with a running estimate. One divergence for each B.
+fn evaluate(mut a: Session, mut bs: Vec<Session>, windows: &Windows, ui: &Ui) -> anyhow::Result<Vec<Divergence>> {
     let bar = ui.steps("comparing", windows.len());
-    let mut divergence = Divergence::default();
+    let mut divergences = vec![Divergence::default(); bs.len()];
     for i in 0..windows.len() {
-        window(&mut a, &mut b, windows, i, &mut divergence)?;
-        if let Some(summary) = divergence.summary() {
+        window(&mut a, &mut bs, windows, i, &mut divergences)?;
+        for summary in divergences.iter().filter_map(Divergence::summary) {
             let estimate = format!(
                 "KL {:.5}, PPL {:.3} and {:.3}, same top {:.1} %",
                 summary.kl_mean.0,
@@ -192,20 +220,20 @@ fn evaluate([mut a, mut b]: [Session; 2], windows: &Windows, ui: &Ui) -> anyhow:
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(divergence)
+    Ok(divergences)
 }
 
-/// Adds one window's scores. Rows of A are kept only until B has the same ones.
+/// Adds one window's scores. Rows of A are kept only until each B has the same ones.
 fn window(
     a: &mut Session,
-    b: &mut Session,
+    bs: &mut [Session],
     windows: &Windows,
     i: usize,
-    divergence: &mut Divergence,
+    divergences: &mut [Divergence],
 ) -> tandem_engine::Result<()> {
     let tokens = windows.tokens(i);
     let (scored, threads) = (windows.scored(), a.model().n_threads());
-    for session in [&mut *a, &mut *b] {
+    for session in std::iter::once(&mut *a).chain(&mut *bs) {
         session.truncate(0);
         session.eval(&tokens[..scored.start], tandem_engine::Outputs::None)?;
     }
@@ -215,12 +243,14 @@ fn window(
         let mut of_a = Vec::new();
         a.eval_rows(&tokens[rows.clone()], 0..rows.len(), |_, logits| of_a.extend_from_slice(logits))?;
         let n_vocab = of_a.len() / rows.len();
-        b.eval_rows(&tokens[rows.clone()], 0..rows.len(), |at, logits| {
-            let n = logits.len() / n_vocab;
-            let targets = &tokens[first + at + 1..first + at + 1 + n];
-            let of_a = &of_a[at * n_vocab..(at + n) * n_vocab];
-            compare(of_a, logits, targets, threads).into_iter().for_each(|score| divergence.add(score));
-        })?;
+        for (b, divergence) in bs.iter_mut().zip(&mut *divergences) {
+            b.eval_rows(&tokens[rows.clone()], 0..rows.len(), |at, logits| {
+                let n = logits.len() / n_vocab;
+                let targets = &tokens[first + at + 1..first + at + 1 + n];
+                let of_a = &of_a[at * n_vocab..(at + n) * n_vocab];
+                compare(of_a, logits, targets, threads).into_iter().for_each(|score| divergence.add(score));
+            })?;
+        }
     }
     Ok(())
 }

@@ -10,7 +10,11 @@ use super::{Comparison, Side, TextResult};
 use crate::ui;
 
 /// For people.
-pub(super) fn text(comparison: &Comparison) -> String {
+pub(super) fn text(comparisons: &[Comparison]) -> String {
+    comparisons.iter().map(text_of).collect::<Vec<String>>().join("\n")
+}
+
+fn text_of(comparison: &Comparison) -> String {
     let mut out = String::new();
     for (letter, side) in ["A", "B"].iter().zip(&comparison.sides) {
         let size = ui::bytes(side.gguf.file_bytes());
@@ -73,8 +77,15 @@ fn tensors_text(out: &mut String, tensors: &Tensors) {
     }
 }
 
-/// For programs.
-pub(super) fn json(comparison: &Comparison) -> String {
+/// For programs: an object, or an array of several.
+pub(super) fn json(comparisons: &[Comparison]) -> String {
+    match comparisons {
+        [one] => format!("{:#}\n", json_of(one)),
+        several => format!("{:#}\n", several.iter().map(json_of).collect::<Value>()),
+    }
+}
+
+fn json_of(comparison: &Comparison) -> Value {
     let [a, b] = &comparison.sides;
     let mut object = json!({ "a": side_json(a), "b": side_json(b) });
     if let Some(result) = &comparison.text
@@ -104,7 +115,7 @@ pub(super) fn json(comparison: &Comparison) -> String {
         object["only_in_b"] = json!(tensors.only_in_b);
         object["other_shape"] = json!(tensors.other_shape);
     }
-    format!("{object:#}\n")
+    object
 }
 
 fn side_json(side: &Side) -> Value {
