@@ -134,6 +134,7 @@ pub(crate) fn load(
 
 /// What an error says about using the GPU at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "without a GPU none refuses"))]
 pub(super) enum Refusal {
     /// The device cannot be used.
     Device,

@@ -19,7 +19,6 @@ use crate::backend::Backend;
 use crate::cpu::{CpuBackend, CpuInfo, CpuOptions, IsaLevel};
 use crate::error::{Error, Result};
 use crate::model::{DEFAULT_CTX, KvType, LoadOptions, Precision};
-use crate::session::DEFAULT_BATCH;
 
 /// What a user wants to run where.
 #[derive(Debug, Clone, Default)]
@@ -501,7 +500,7 @@ fn gpu_options(cpu: &CpuOptions, adapter: Option<&Adapter>, options: &LoadOption
         precision: cpu.precision,
         kv_type: cpu.kv_type,
         n_ctx: cpu.n_ctx,
-        max_batch: DEFAULT_BATCH.min(cpu.n_ctx),
+        max_batch: crate::session::DEFAULT_BATCH.min(cpu.n_ctx),
         pipeline_cache: options.cache_folder.as_ref().zip(adapter).map(|(folder, adapter)| {
             let name = adapter.key().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
             folder.join(format!("pipelines-{name}.bin"))
