@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Errors of `tandem quantize` beside those of llama.cpp's ggml_quantize_chunk, type by type, as a Markdown table.
 
-    tests/tools/compare_encoders.py --tandem target/release/tandem --library .../libggml-base.so [--f32 FILE COLUMNS]
+    tests/tools/compare_encoders.py --tandem target/release/tandem --library .../libggml-base.so [--f32 FILE COLUMNS]...
 
 Both quantize the same matrix; ggml's own decoder turns both results into weights again, so this also shows that ggml
 reads what tandem writes. Printed are tandem's RMSE divided by llama.cpp's: without an importance matrix, and with one
 (columns log-normal, sigma 1.5), errors weighted by it. At most 1.000 is the aim. Matrices: 256 x 1024 random numbers,
-normal and Student-t with 4 degrees of freedom; with --f32, the first 256 rows of a file of little-endian floats, as
-`tandem info --dump-tensor` writes it.
+normal and Student-t with 4 degrees of freedom; with --f32, the first --rows rows of files of little-endian floats, as
+`tandem info --dump-tensor` writes them. Where neither loses anything, 1.000 is printed. With --square, errors without
+an importance matrix are weighted by the weights' squares, as llama.cpp does for some types.
 """
 
 import argparse
@@ -101,24 +102,30 @@ def error(x, y, w):
     return np.sqrt(np.average(squares, weights=None if w is None else np.broadcast_to(w, x.shape)))
 
 
-def matrices(f32):
+def matrices(f32, rows):
     rng = np.random.default_rng(7)
     yield "normal", (0.05 * rng.standard_normal((256, 1024))).astype(np.float32)
     yield "Student-t", (0.05 * rng.standard_t(4, (256, 1024))).astype(np.float32)
-    if f32:
-        yield os.path.basename(f32[0]), np.fromfile(f32[0], np.float32).reshape(-1, int(f32[1]))[:256]
+    for path, columns in f32:
+        yield os.path.basename(path), np.fromfile(path, np.float32).reshape(-1, int(columns))[:rows]
+
+
+def ratio(a, b):
+    return 1.0 if a == b else a / b if b > 0 else np.inf
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tandem", required=True)
     parser.add_argument("--library", required=True, help="libggml-base of llama.cpp")
-    parser.add_argument("--f32", nargs=2, metavar=("FILE", "COLUMNS"))
+    parser.add_argument("--f32", nargs=2, metavar=("FILE", "COLUMNS"), action="append", default=[])
+    parser.add_argument("--rows", type=int, default=256, help="rows of each --f32")
+    parser.add_argument("--square", action="store_true", help="errors without importance weighted by squares")
     args = parser.parse_args()
     if not os.path.exists(args.library):
         sys.exit(f"SKIPPED: there is no {args.library}")
     ggml = load(args.library)
-    sets = [(name, np.ascontiguousarray(x)) for name, x in matrices(args.f32)]
+    sets = [(name, np.ascontiguousarray(x)) for name, x in matrices(args.f32, args.rows)]
     print("| type | " + " | ".join(f"{name} | with imatrix" for name, _ in sets) + " |")
     print("|---|" + "---|" * (2 * len(sets)))
     worse = False
@@ -132,10 +139,12 @@ def main():
                     if x.shape[1] % TYPES[ty][1]:
                         cells.append("-")
                         continue
-                    ratio = error(x, ours(ggml, args.tandem, folder, ty, x, w), w) / error(x, theirs(ggml, ty, x, w), w)
+                    by_us, by_them = ours(ggml, args.tandem, folder, ty, x, w), theirs(ggml, ty, x, w)
+                    weights = x.astype(np.float64) ** 2 if args.square and w is None else w
+                    against = ratio(error(x, by_us, weights), error(x, by_them, weights))
                     # Where both round alike, the last bit of a sum may differ.
-                    worse |= ratio > 1 + 1e-5
-                    cells.append(f"{ratio:.3f}")
+                    worse |= against > 1 + 1e-5
+                    cells.append(f"{against:.3f}")
             print(f"| {ty} | " + " | ".join(cells) + " |", flush=True)
     sys.exit("tandem's error is larger somewhere" if worse else 0)
 
