@@ -143,9 +143,9 @@ impl IsaLevel {
         }
     }
 
-    /// Whether it is faster than the level below it where both are available. bf16 dot products are on CPUs that begin two of
-    /// them per clock. Intel's begin one: no more products than in f32, after a conversion. (Which CPU it is decides, and not
-    /// a measurement, so that results stay the same from run to run.)
+    /// Whether it is faster than the level below it where both are available. bf16 dot products were on an AMD CPU and were
+    /// not on an Intel one (docs/performance.md). Which CPU it is decides, and not a measurement, so that results stay the
+    /// same from run to run.
     fn pays(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
