@@ -155,7 +155,7 @@ pub struct Attention {
 impl Attention {
     /// Positions of the chunk.
     pub const POSITIONS: usize = CHUNK;
-    /// Most queries that share a pass.
+    /// Most queries that share a chunk.
     pub const MAX_QUERIES: usize = MAX_QUERIES;
 
     /// `n_queries` (at most [`Attention::MAX_QUERIES`]) of `head_dim` elements, a multiple of 16.

@@ -45,12 +45,11 @@ impl Converted {
     }
 }
 
-// SAFETY (all methods): pointers as [`super::chunk`]'s caller promises; offsets stay inside the converted chunk.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     #[inline(always)]
     unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], span: Range<usize>, work: &mut AttentionWork) {
         assert!(rows.len() <= MAX_QUERIES && cache.head_dim <= work.converted.head_dim);
+        // SAFETY: the cache holds the span, which is inside one chunk; the buffers have room for a chunk and for all queries.
         unsafe {
             let n = cache.head_dim;
             let converted = &mut work.converted;
@@ -95,6 +94,7 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
 
     #[inline(always)]
     unsafe fn exp(x: S::F) -> S::F {
+        // SAFETY: register operations.
         unsafe { S::bf_exp(x) }
     }
 
@@ -107,6 +107,7 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
         span: Range<usize>,
         work: &mut AttentionWork,
     ) {
+        // SAFETY: `prepare` converted the span and the rows; scores have room for a chunk each.
         unsafe {
             let n = work.converted.head_dim;
             let mut queries = [std::ptr::null(); R];
@@ -130,6 +131,7 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
 
     #[inline(always)]
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork) {
+        // SAFETY: `prepare` converted the span; scores and weights have room for a chunk for each of `R` rows.
         unsafe {
             for r in 0..R {
                 for p in (r * CHUNK..r * CHUNK + span.len()).step_by(LANES) {

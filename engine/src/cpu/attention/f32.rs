@@ -7,7 +7,7 @@ use super::super::isa::{Isa, LANES};
 use super::super::kv_format::{KvF32, KvFormat, PREFETCH, prefetch};
 use super::{AttentionWork, CHUNK, HeadCache, MAX_ROWS, QueryRow, Scheme};
 
-/// Fewest queries for which converting a chunk takes less time than it saves.
+/// Fewest queries that a chunk is converted for: two passes over it.
 const WIDEN_FROM: usize = 2 * MAX_ROWS;
 
 /// A chunk in f32, by position inside the chunk, in the layout of [`KvF32`].
@@ -46,8 +46,6 @@ impl Widened {
 /// See the module.
 pub(crate) struct InF32;
 
-// SAFETY (all methods): pointers as [`super::chunk`]'s caller promises; the constants are the numbers of rows and tiles.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
     #[inline(always)]
     unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], span: Range<usize>, work: &mut AttentionWork) {
@@ -58,6 +56,7 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
             return;
         }
         assert!(widened.keys.len() >= CHUNK * n && widened.values.len() >= CHUNK * stride);
+        // SAFETY: the cache holds the span, which is inside one chunk; the buffers have room for a chunk.
         unsafe {
             for p in span.clone().step_by(LANES) {
                 let (keys, out) = (cache.keys::<K>(p), widened.keys.as_mut_ptr().add(p % CHUNK * n));
@@ -80,6 +79,7 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
 
     #[inline(always)]
     unsafe fn exp(x: S::F) -> S::F {
+        // SAFETY: register operations.
         unsafe { S::f_exp(x) }
     }
 
@@ -92,6 +92,7 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
         span: Range<usize>,
         work: &mut AttentionWork,
     ) {
+        // SAFETY: rows and cache as [`super::chunk`]'s caller promises; `R` rows from `first` on, scores for a chunk each.
         unsafe {
             let mut queries = [std::ptr::null(); R];
             for r in 0..R {
@@ -118,6 +119,7 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
 
     #[inline(always)]
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork) {
+        // SAFETY: the cache holds the span, and `scores` a weight of each of its positions for `R` rows.
         unsafe {
             let stride = cache.value_stride;
             if K::WIDENS && work.widened.used {
