@@ -99,10 +99,12 @@ unsafe fn splat4(p: *const i8) -> int8x16_t {
 
 /// 16-bit numbers to 32 bits: the halves of both registers, in order.
 #[inline(always)]
-unsafe fn widen(v: [uint16x8_t; 2]) -> [uint32x4_t; 4] {
+unsafe fn widen(v: [uint16x8_t; 2]) -> [int32x4_t; 4] {
     // SAFETY: register operations.
     unsafe {
-        [vmovl_u16(vget_low_u16(v[0])), vmovl_high_u16(v[0]), vmovl_u16(vget_low_u16(v[1])), vmovl_high_u16(v[1])]
+        let v =
+            [vmovl_u16(vget_low_u16(v[0])), vmovl_high_u16(v[0]), vmovl_u16(vget_low_u16(v[1])), vmovl_high_u16(v[1])];
+        four!(|i| vreinterpretq_s32_u32(v[i]))
     }
 }
 
@@ -185,7 +187,7 @@ impl<D: Dot> Isa for Neon<D> {
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
         unsafe {
             let bytes = vld1q_u8(p);
-            widen([vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)]).map(|v| vreinterpretq_s32_u32(v))
+            widen([vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)])
         }
     }
     #[inline(always)]
@@ -240,8 +242,9 @@ impl<D: Dot> Isa for Neon<D> {
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
         unsafe {
             // The even ones of smaller numbers are the low parts.
-            let words = |i: usize| vuzp1q_s16(vreinterpretq_s16_s32(v[i]), vreinterpretq_s16_s32(v[i + 1]));
-            vst1q_s8(p, vuzp1q_s8(vreinterpretq_s8_s16(words(0)), vreinterpretq_s8_s16(words(2))));
+            let first = vuzp1q_s16(vreinterpretq_s16_s32(v[0]), vreinterpretq_s16_s32(v[1]));
+            let second = vuzp1q_s16(vreinterpretq_s16_s32(v[2]), vreinterpretq_s16_s32(v[3]));
+            vst1q_s8(p, vuzp1q_s8(vreinterpretq_s8_s16(first), vreinterpretq_s8_s16(second)));
         }
     }
 
@@ -301,10 +304,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
-        unsafe {
-            let words = |i: usize| vreinterpretq_u16_u8(vld1q_u8(p.add(16 * i)));
-            widen([words(0), words(1)]).map(|v| vreinterpretq_s32_u32(v))
-        }
+        unsafe { widen([vreinterpretq_u16_u8(vld1q_u8(p)), vreinterpretq_u16_u8(vld1q_u8(p.add(16)))]) }
     }
     #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
