@@ -52,7 +52,6 @@ pub(crate) trait KvFormat: 'static {
 /// Plain numbers.
 trait Element: 'static {
     const BYTES: usize;
-    const WIDENS: bool = Self::BYTES < 4;
     /// # Safety
     /// `p` points to 16 elements; the CPU has the instruction set.
     unsafe fn load<S: Isa>(p: *const u8) -> S::F;
@@ -101,7 +100,7 @@ impl Element for KvF32 {
 // SAFETY: offsets stay inside the tile or value the caller points to.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<E: Element> KvFormat for E {
-    const WIDENS: bool = <E as Element>::WIDENS;
+    const WIDENS: bool = E::BYTES < 4;
     fn key_tile_bytes(n: usize) -> usize {
         n * LANES * E::BYTES
     }
