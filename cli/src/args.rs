@@ -161,6 +161,10 @@ enum CpuIsa {
     Scalar,
     Avx2,
     Avx512,
+    #[value(name = "avx512bf16")]
+    Avx512Bf16,
+    #[value(name = "avx512fp16")]
+    Avx512Fp16,
     Neon,
     NeonDotprod,
 }
@@ -173,6 +177,8 @@ pub(crate) fn cpu_isa() -> impl TypedValueParser<Value = IsaLevel> {
             CpuIsa::Scalar => IsaLevel::Scalar,
             CpuIsa::Avx2 => IsaLevel::Avx2,
             CpuIsa::Avx512 => IsaLevel::Avx512,
+            CpuIsa::Avx512Bf16 => IsaLevel::Avx512Bf16,
+            CpuIsa::Avx512Fp16 => IsaLevel::Avx512Fp16,
             CpuIsa::Neon => IsaLevel::Neon,
             CpuIsa::NeonDotprod => IsaLevel::NeonDotprod,
         };

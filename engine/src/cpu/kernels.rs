@@ -62,6 +62,8 @@ pub enum IsaLevel {
     Avx512,
     /// The same and AVX-512 BF16.
     Avx512Bf16,
+    /// [`Avx512`](IsaLevel::Avx512) and AVX-512 FP16.
+    Avx512Fp16,
     /// NEON, which every 64-bit ARM CPU has.
     Neon,
     /// The same and the dot product instructions.
@@ -70,11 +72,12 @@ pub enum IsaLevel {
 
 impl IsaLevel {
     /// All levels; of one architecture, lowest first.
-    pub const ALL: [IsaLevel; 6] = [
+    pub const ALL: [IsaLevel; 7] = [
         IsaLevel::Scalar,
         IsaLevel::Avx2,
         IsaLevel::Avx512,
         IsaLevel::Avx512Bf16,
+        IsaLevel::Avx512Fp16,
         IsaLevel::Neon,
         IsaLevel::NeonDotprod,
     ];
@@ -86,6 +89,7 @@ impl IsaLevel {
             IsaLevel::Avx2 => "avx2",
             IsaLevel::Avx512 => "avx512",
             IsaLevel::Avx512Bf16 => "avx512bf16",
+            IsaLevel::Avx512Fp16 => "avx512fp16",
             IsaLevel::Neon => "neon",
             IsaLevel::NeonDotprod => "neon-dotprod",
         }
@@ -98,6 +102,7 @@ impl IsaLevel {
             IsaLevel::Avx2 | IsaLevel::Neon => Some(IsaLevel::Scalar),
             IsaLevel::Avx512 => Some(IsaLevel::Avx2),
             IsaLevel::Avx512Bf16 => Some(IsaLevel::Avx512),
+            IsaLevel::Avx512Fp16 => Some(IsaLevel::Avx512Bf16),
             IsaLevel::NeonDotprod => Some(IsaLevel::Neon),
         }
     }
@@ -106,7 +111,9 @@ impl IsaLevel {
     pub fn is_of_this_architecture(self) -> bool {
         match self {
             IsaLevel::Scalar => true,
-            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => cfg!(target_arch = "x86_64"),
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => {
+                cfg!(target_arch = "x86_64")
+            }
             IsaLevel::Neon | IsaLevel::NeonDotprod => cfg!(target_arch = "aarch64"),
         }
     }
@@ -130,6 +137,8 @@ impl IsaLevel {
             }
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx512Bf16 => is_x86_feature_detected!("avx512bf16") && IsaLevel::Avx512.is_available(),
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512Fp16 => is_x86_feature_detected!("avx512fp16") && IsaLevel::Avx512.is_available(),
             #[cfg(target_arch = "aarch64")]
             IsaLevel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -137,7 +146,7 @@ impl IsaLevel {
                 std::arch::is_aarch64_feature_detected!("dotprod") && IsaLevel::Neon.is_available()
             }
             #[cfg(not(target_arch = "x86_64"))]
-            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => false,
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => false,
             #[cfg(not(target_arch = "aarch64"))]
             IsaLevel::Neon | IsaLevel::NeonDotprod => false,
         }
@@ -155,7 +164,8 @@ impl IsaLevel {
             }
             #[cfg(not(target_arch = "x86_64"))]
             IsaLevel::Avx512Bf16 => true,
-            IsaLevel::Scalar | IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Neon | IsaLevel::NeonDotprod => true,
+            IsaLevel::Scalar | IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Fp16 => true,
+            IsaLevel::Neon | IsaLevel::NeonDotprod => true,
         }
     }
 
@@ -179,12 +189,14 @@ impl IsaLevel {
             IsaLevel::Avx512 => avx512::kernels(),
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx512Bf16 => Kernels { name: self.name(), attend: avx512_bf16::attend_for, ..avx512::kernels() },
+            #[cfg(target_arch = "x86_64")]
+            IsaLevel::Avx512Fp16 => Kernels { name: self.name(), attend: avx512_fp16::attend_for, ..avx512::kernels() },
             #[cfg(target_arch = "aarch64")]
             IsaLevel::Neon => neon::kernels(),
             #[cfg(target_arch = "aarch64")]
             IsaLevel::NeonDotprod => neon_dotprod::kernels(),
             #[cfg(not(target_arch = "x86_64"))]
-            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => {
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => {
                 unreachable!("not available on this architecture")
             }
             #[cfg(not(target_arch = "aarch64"))]
@@ -378,35 +390,46 @@ kernels_for!(neon, isa::neon::Neon<isa::neon::Widening>, super::IsaLevel::Neon, 
 kernels_for!(neon_dotprod, isa::neon::Neon<isa::neon::Dotprod>, super::IsaLevel::NeonDotprod, tile 4, sums 1, outer 4,
     #[target_feature(enable = "neon,dotprod")]);
 
-/// What AVX-512 BF16 adds: attention over long contexts in pairs of bf16. An f32 cache is for exact results and stays in f32.
+/// What instructions of less than f32's precision add to AVX-512: attention over long contexts. An f32 cache is for exact
+/// results and stays in f32.
 #[cfg(target_arch = "x86_64")]
-mod avx512_bf16 {
-    use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
-    use super::super::isa::avx512::Avx512;
-    use super::super::kv_format::{KvF16, KvFormat, KvQ4, KvQ8};
-    use super::{AttendFn, KvType};
+macro_rules! reduced_attention {
+    ($module:ident, $scheme:ident, $features:literal) => {
+        mod $module {
+            use super::super::attention::{self, AttentionWork, HeadCache, QueryRow};
+            use super::super::isa::avx512::Avx512;
+            use super::super::kv_format::{KvF16, KvFormat, KvQ4, KvQ8};
+            use super::{AttendFn, KvType};
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-    unsafe fn attend<K: KvFormat>(
-        cache: &HeadCache,
-        rows: &mut [QueryRow],
-        scale: f32,
-        chunk: usize,
-        work: &mut AttentionWork,
-    ) {
-        // SAFETY: the caller's promises are those of the generic body; `IsaLevel::kernels` has checked the features.
-        unsafe { attention::chunk_mixed::<Avx512, K>(cache, rows, scale, chunk, work) }
-    }
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            #[target_feature(enable = $features)]
+            unsafe fn attend<K: KvFormat>(
+                cache: &HeadCache,
+                rows: &mut [QueryRow],
+                scale: f32,
+                chunk: usize,
+                work: &mut AttentionWork,
+            ) {
+                // SAFETY: the caller's promises are those of the generic body; `IsaLevel::kernels` has checked the features.
+                unsafe { attention::chunk_mixed::<Avx512, K, attention::$scheme>(cache, rows, scale, chunk, work) }
+            }
 
-    pub(super) fn attend_for(kv_type: KvType) -> AttendFn {
-        match kv_type {
-            KvType::F32 => super::avx512::attend_for(kv_type),
-            KvType::F16 => attend::<KvF16>,
-            KvType::Q8_0 => attend::<KvQ8>,
-            KvType::Q4_0 => attend::<KvQ4>,
+            pub(super) fn attend_for(kv_type: KvType) -> AttendFn {
+                match kv_type {
+                    KvType::F32 => super::avx512::attend_for(kv_type),
+                    KvType::F16 => attend::<KvF16>,
+                    KvType::Q8_0 => attend::<KvQ8>,
+                    KvType::Q4_0 => attend::<KvQ4>,
+                }
+            }
         }
-    }
+    };
 }
+
+#[cfg(target_arch = "x86_64")]
+reduced_attention!(avx512_bf16, InBf16, "avx512bf16");
+#[cfg(target_arch = "x86_64")]
+reduced_attention!(avx512_fp16, InF16, "avx512fp16");
 
 #[cfg(test)]
 mod tests {

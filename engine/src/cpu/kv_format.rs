@@ -3,7 +3,7 @@
 //! Keys are transposed in tiles of 16 positions, so that a score needs no sum across lanes. Quantized formats have one
 //! f16 scale per 32 elements of a position's key or value: `x = d q`, q 8 bits or 4 bits signed.
 
-use super::isa::{Isa, LANES};
+use super::isa::{F16, Isa, LANES};
 
 /// Elements that share a scale in the quantized formats.
 const GROUP: usize = 32;
@@ -47,6 +47,28 @@ pub(crate) trait KvFormat: 'static {
     /// # Safety
     /// `row` points to a value of `n` elements; the CPU has the instruction set.
     unsafe fn value<S: Isa>(row: *const u8, n: usize, d: usize) -> (S::F, S::F);
+
+    /// Element `d` of the 32 keys of a tile and the next, in f16.
+    ///
+    /// # Safety
+    /// As for [`KvFormat::key`], for both tiles.
+    #[inline(always)]
+    unsafe fn half_keys<S: F16>(tile: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: as the caller promises.
+        unsafe { S::h_pack(Self::key::<S>(tile, n, d), Self::key::<S>(tile.add(Self::key_tile_bytes(n)), n, d)) }
+    }
+    /// As [`KvFormat::value`], in f16.
+    ///
+    /// # Safety
+    /// The same.
+    #[inline(always)]
+    unsafe fn half_value<S: F16>(row: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (first, second) = Self::value::<S>(row, n, d);
+            S::h_pack(first, second)
+        }
+    }
 }
 
 /// Plain numbers.
@@ -55,6 +77,11 @@ trait Element: 'static {
     /// # Safety
     /// `p` points to 16 elements; the CPU has the instruction set.
     unsafe fn load<S: Isa>(p: *const u8) -> S::F;
+    /// Twice 16 elements in f16.
+    ///
+    /// # Safety
+    /// `low` and `high` point to 16 elements; the CPU has the instruction set.
+    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B;
     /// # Safety
     /// `p` points to an element.
     unsafe fn store(p: *mut u8, x: f32);
@@ -78,6 +105,10 @@ impl Element for KvF16 {
         unsafe { S::f_load_f16(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B {
+        unsafe { S::h_join(low.cast(), high.cast()) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut u8, x: f32) {
         unsafe { p.cast::<[u8; 2]>().write(half::f16::from_f32(x).to_le_bytes()) }
     }
@@ -89,6 +120,10 @@ impl Element for KvF32 {
     #[inline(always)]
     unsafe fn load<S: Isa>(p: *const u8) -> S::F {
         unsafe { S::f_load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B {
+        unsafe { S::h_pack(Self::load::<S>(low), Self::load::<S>(high)) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut u8, x: f32) {
@@ -152,6 +187,20 @@ impl<E: Element> KvFormat for E {
             let first = E::load::<S>(row.add(d * E::BYTES));
             let second = if d + GROUP <= n { E::load::<S>(row.add((d + LANES) * E::BYTES)) } else { first };
             (first, second)
+        }
+    }
+    #[inline(always)]
+    unsafe fn half_keys<S: F16>(tile: *const u8, n: usize, d: usize) -> S::B {
+        unsafe {
+            let low = tile.add(d * LANES * E::BYTES);
+            E::halves::<S>(low, low.add(n * LANES * E::BYTES))
+        }
+    }
+    #[inline(always)]
+    unsafe fn half_value<S: F16>(row: *const u8, n: usize, d: usize) -> S::B {
+        unsafe {
+            let first = row.add(d * E::BYTES);
+            E::halves::<S>(first, if d + GROUP <= n { first.add(LANES * E::BYTES) } else { first })
         }
     }
 }

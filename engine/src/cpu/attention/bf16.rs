@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::super::isa::{Bf16, LANES};
 use super::super::kv_format::{KvFormat, PREFETCH, prefetch};
-use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Scheme};
+use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Reduced, Scheme, widest};
 
 /// See the module.
 pub(crate) struct InBf16;
@@ -23,8 +23,12 @@ pub(super) struct Converted {
     values: Vec<u16>,
     /// Queries, `[MAX_QUERIES][head_dim]`.
     queries: Vec<u16>,
+    /// The queries' norms, times the scale.
+    norms: Vec<f32>,
     /// Weights, `[MAX_ROWS][CHUNK]`.
     weights: Vec<u16>,
+    /// Largest norm of a key.
+    largest_key: f32,
 }
 
 impl Converted {
@@ -36,25 +40,35 @@ impl Converted {
             values: vec![0; CHUNK * padded],
             // Whole vectors are stored.
             queries: vec![0; MAX_QUERIES * head_dim.next_multiple_of(2) + LANES],
+            norms: vec![0.0; MAX_QUERIES],
             weights: vec![0; MAX_ROWS * CHUNK],
+            largest_key: 0.0,
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len())
+        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len()) + 4 * self.norms.len()
+    }
+}
+
+impl<S: Bf16, K: KvFormat> Reduced<S, K> for InBf16 {
+    fn fits(i: usize, work: &AttentionWork) -> bool {
+        work.converted.norms[i] * work.converted.largest_key <= widest(work.head_dim)
     }
 }
 
 impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     #[inline(always)]
-    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], span: Range<usize>, work: &mut AttentionWork) {
+    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], scale: f32, span: Range<usize>, work: &mut AttentionWork) {
         assert!(rows.len() <= MAX_QUERIES && cache.head_dim <= work.converted.head_dim);
         // SAFETY: the cache holds the span, which is inside one chunk; the buffers have room for a chunk and for all queries.
         unsafe {
             let n = cache.head_dim;
             let converted = &mut work.converted;
             let inside = span.start % CHUNK..span.start % CHUNK + span.len();
+            let mut largest = S::f_splat(0.0);
             for tile in 0..span.len() / LANES {
+                let mut squares = [S::f_splat(0.0); 2];
                 let keys = cache.keys::<K>(span.start).add(tile * K::key_tile_bytes(n));
                 prefetch::<S>(keys.wrapping_add(PREFETCH), K::key_tile_bytes(n));
                 let out = converted.keys.as_mut_ptr().add((inside.start + tile * LANES) * converted.head_dim);
@@ -62,8 +76,11 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
                     let low = K::key::<S>(keys, n, 2 * pair);
                     let high = if 2 * pair + 1 < n { K::key::<S>(keys, n, 2 * pair + 1) } else { S::f_splat(0.0) };
                     S::b_store(out.add(pair * 2 * LANES).cast(), S::bf_pack(low, high));
+                    squares = [S::f_fma(low, low, squares[0]), S::f_fma(high, high, squares[1])];
                 }
+                largest = S::f_max(largest, S::f_add(squares[0], squares[1]));
             }
+            converted.largest_key = S::f_max_lane(largest).sqrt();
             let (stride, bytes) = (cache.value_stride, K::value_bytes(cache.value_stride));
             for pair in 0..span.len() / 2 {
                 let row = cache.values::<K>(span.start).add(2 * pair * bytes);
@@ -79,15 +96,13 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
             }
             for (i, row) in rows.iter().enumerate() {
                 let out = converted.queries.as_mut_ptr().add(i * converted.head_dim);
-                let whole = n / LANES * LANES;
-                for d in (0..whole).step_by(LANES) {
-                    S::bf_store(out.add(d), S::f_load(row.q.add(d)));
+                let mut squares = S::f_splat(0.0);
+                for d in (0..n).step_by(LANES) {
+                    let q = row.elements::<S>(d, n);
+                    S::bf_store(out.add(d), q);
+                    squares = S::f_fma(q, q, squares);
                 }
-                if whole < n {
-                    let mut last = [0.0; LANES];
-                    std::ptr::copy_nonoverlapping(row.q.add(whole), last.as_mut_ptr(), n - whole);
-                    S::bf_store(out.add(whole), S::f_load(last.as_ptr()));
-                }
+                converted.norms[i] = S::f_sum(squares).sqrt() * scale;
             }
         }
     }
@@ -96,6 +111,12 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     unsafe fn exp(x: S::F) -> S::F {
         // SAFETY: register operations.
         unsafe { S::bf_exp(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork) {
+        // SAFETY: there is room for a chunk's weights of `MAX_ROWS` rows.
+        unsafe { S::bf_store(work.converted.weights.as_mut_ptr().add(at), weights) }
     }
 
     #[inline(always)]
@@ -131,14 +152,8 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
 
     #[inline(always)]
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork) {
-        // SAFETY: `prepare` converted the span; scores and weights have room for a chunk for each of `R` rows.
+        // SAFETY: `prepare` converted the span; weights have been stored for each of `R` rows.
         unsafe {
-            for r in 0..R {
-                for p in (r * CHUNK..r * CHUNK + span.len()).step_by(LANES) {
-                    let weights = work.converted.weights.as_mut_ptr().add(p);
-                    S::bf_store(weights, S::f_load(work.scores.as_ptr().add(p)));
-                }
-            }
             let stride = cache.value_stride;
             let values = work.converted.values.as_ptr().add(span.start % CHUNK * stride);
             let mut d = 0;

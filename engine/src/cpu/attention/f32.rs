@@ -48,7 +48,7 @@ pub(crate) struct InF32;
 
 impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
     #[inline(always)]
-    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], span: Range<usize>, work: &mut AttentionWork) {
+    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], _: f32, span: Range<usize>, work: &mut AttentionWork) {
         let (n, stride) = (cache.head_dim, cache.value_stride);
         let widened = &mut work.widened;
         widened.used = K::WIDENS && rows.len() >= WIDEN_FROM;
@@ -81,6 +81,12 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
     unsafe fn exp(x: S::F) -> S::F {
         // SAFETY: register operations.
         unsafe { S::f_exp(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork) {
+        // SAFETY: whole vectors inside the scores, whose place the weights take.
+        unsafe { S::f_store(work.scores.as_mut_ptr().add(at), weights) }
     }
 
     #[inline(always)]

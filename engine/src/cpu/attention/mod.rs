@@ -4,22 +4,26 @@
 //! exponentials, weighted values) is computed by itself, and shares are merged in order. Who computes them, alone or
 //! with other queries, does not change a bit of the result.
 //!
-//! The two products (queries with keys, weights with values) come in two [`Scheme`]s: in f32, and in pairs of bf16 where
-//! the CPU has that instruction.
+//! The two products (queries with keys, weights with values) come in three [`Scheme`]s: in f32, and in pairs of bf16 or in
+//! f16 where the CPU has such instructions and the numbers allow it ([`chunk_mixed`]).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod bf16;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+mod f16;
 mod f32;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use super::isa::{Bf16, Isa, LANES};
+use super::isa::{Isa, LANES};
 use super::kv_format::KvFormat;
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_imports))]
 pub(crate) use bf16::InBf16;
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_imports))]
+pub(crate) use f16::InF16;
 pub(crate) use f32::InF32;
 
 /// Positions whose scores are computed together.
@@ -29,12 +33,14 @@ pub(crate) const MAX_ROWS: usize = 8;
 /// Most queries given to [`chunk`] together, which share what the scheme prepares of a chunk.
 pub(crate) const MAX_QUERIES: usize = 128;
 
-/// How the products are computed. `R` queries go through together, with `T` tiles of 16 keys, or `W` times 32 elements of
-/// the values: enough independent sums to hide the latency of the additions. None of it changes their order.
+/// How the products are computed. `R` queries go through together, with `T` tiles of keys, or `W` pairs of vectors of the
+/// values: enough independent sums to hide the latency of the additions. None of it changes their order.
 #[allow(clippy::missing_safety_doc)]
 pub(crate) trait Scheme<S: Isa, K: KvFormat> {
-    /// Prepares the positions `span` (a multiple of 16 long and at one, inside a chunk) for these queries.
-    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], span: Range<usize>, work: &mut AttentionWork);
+    /// Spans of positions are inside a chunk, and begin and end at multiples of this.
+    const GRAIN: usize = LANES;
+    /// Prepares the positions `span` for these queries.
+    unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], scale: f32, span: Range<usize>, work: &mut AttentionWork);
     /// Writes the scores of the queries `first..first + R` against the positions to `work.scores`, `[R][CHUNK]`.
     unsafe fn scores<const R: usize, const T: usize>(
         cache: &HeadCache,
@@ -44,10 +50,29 @@ pub(crate) trait Scheme<S: Isa, K: KvFormat> {
         span: Range<usize>,
         work: &mut AttentionWork,
     );
-    /// Sums values weighted by `work.scores` into `work.partial`, `[R][value_stride]`.
-    unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork);
     /// `e^x` of numbers up to 0, as exact as the weights have to be.
     unsafe fn exp(x: S::F) -> S::F;
+    /// Stores the weights of 16 positions of a span, from number `at` of `[R][CHUNK]` on.
+    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork);
+    /// Sums values times the weights stored into `work.partial`, `[R][value_stride]`.
+    unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork);
+}
+
+/// A scheme with less than f32's precision.
+pub(crate) trait Reduced<S: Isa, K: KvFormat>: Scheme<S, K> {
+    /// Whether query `i` of those prepared is precise enough in it: its norm times the largest of a key is at most
+    /// [`widest`].
+    fn fits(i: usize, work: &AttentionWork) -> bool;
+}
+
+/// Largest product of the norms of a query (times the scale) and a key for which scores have less than f32's precision.
+///
+/// A score's rounding grows with the product, and falls with the square root of the number of elements `n`, since
+/// theirs are independent. In f16 and bf16 it is at worst, where query and key are alike, `product / (250 sqrt(n))` (root
+/// mean square), and a third to a fifth of that where they are not: with this limit 0.05, and usually below 0.01.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+fn widest(n: usize) -> f32 {
+    12.0 * (n as f32).sqrt()
 }
 
 /// Where one KV head of one layer lies in the cache.
@@ -109,10 +134,30 @@ impl QueryRow {
     /// A place for a query.
     pub(crate) const EMPTY: QueryRow =
         QueryRow { q: std::ptr::null(), sees: (0, 0), out: std::ptr::null_mut(), max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Elements `d..d + 16` of the query, which has `n`; zeros after its end.
+    ///
+    /// # Safety
+    /// The query is valid; the CPU has the instruction set.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    unsafe fn elements<S: Isa>(&self, d: usize, n: usize) -> S::F {
+        // SAFETY: inside the query, as the caller promises.
+        unsafe {
+            if d + LANES <= n {
+                return S::f_load(self.q.add(d));
+            }
+            let mut last = [0.0; LANES];
+            std::ptr::copy_nonoverlapping(self.q.add(d), last.as_mut_ptr(), n - d);
+            S::f_load(last.as_ptr())
+        }
+    }
 }
 
 /// Work memory of one thread.
 pub(crate) struct AttentionWork {
+    /// Elements of a head.
+    head_dim: usize,
     /// Scores, then weights, `[MAX_ROWS][CHUNK]`.
     scores: Vec<f32>,
     /// One chunk's weighted values, `[MAX_ROWS][value_stride]`.
@@ -121,22 +166,29 @@ pub(crate) struct AttentionWork {
     widened: f32::Widened,
     /// What the bf16 scheme prepares.
     converted: bf16::Converted,
+    /// What the f16 scheme prepares.
+    halves: f16::Halves,
 }
 
 impl AttentionWork {
     pub(crate) fn new(head_dim: usize) -> AttentionWork {
         let value_stride = head_dim.next_multiple_of(LANES);
         AttentionWork {
+            head_dim,
             scores: vec![0.0; MAX_ROWS * CHUNK],
             partial: vec![0.0; MAX_ROWS * value_stride],
             widened: f32::Widened::new(head_dim),
             converted: bf16::Converted::new(head_dim),
+            halves: f16::Halves::new(head_dim),
         }
     }
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.scores.len() + self.partial.len()) + self.widened.bytes() + self.converted.bytes()
+        4 * (self.scores.len() + self.partial.len())
+            + self.widened.bytes()
+            + self.converted.bytes()
+            + self.halves.bytes()
     }
 }
 
@@ -153,60 +205,91 @@ pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
     chunk: usize,
     work: &mut AttentionWork,
 ) {
-    // SAFETY: as the caller promises; the first constant is the number of rows.
+    // SAFETY: as the caller promises.
     unsafe {
-        let all = seen(rows, chunk);
-        if all.is_empty() {
-            return;
+        let all = seen(rows, chunk, A::GRAIN);
+        if !all.is_empty() {
+            A::prepare(cache, rows, scale, all, work);
+            prepared::<S, K, A>(cache, rows, 0..rows.len(), scale, chunk, work);
         }
-        A::prepare(cache, rows, all, work);
-        let mut first = 0;
-        while first < rows.len() {
-            let n = match rows.len() - first {
+    }
+}
+
+/// [`chunk`] for some of the rows that were prepared.
+#[inline(always)]
+unsafe fn prepared<S: Isa, K: KvFormat, A: Scheme<S, K>>(
+    cache: &HeadCache,
+    rows: &mut [QueryRow],
+    which: Range<usize>,
+    scale: f32,
+    chunk: usize,
+    work: &mut AttentionWork,
+) {
+    let mut first = which.start;
+    while first < which.end {
+        // SAFETY: as for [`chunk`]; the first constant is the number of rows.
+        first += unsafe {
+            match which.end - first {
                 8.. => rows_of::<S, K, A, 8, 2, 1>(cache, rows, first, scale, chunk, work),
                 4..8 => rows_of::<S, K, A, 4, 4, 2>(cache, rows, first, scale, chunk, work),
                 3 => rows_of::<S, K, A, 3, 4, 2>(cache, rows, first, scale, chunk, work),
                 2 => rows_of::<S, K, A, 2, 4, 4>(cache, rows, first, scale, chunk, work),
                 1 => rows_of::<S, K, A, 1, 4, 4>(cache, rows, first, scale, chunk, work),
                 0 => return,
-            };
-            first += n;
-        }
+            }
+        };
     }
 }
 
-/// Queries further into a text than this may be computed in bf16: there the time goes into attention. Before it, f32
-/// costs little, and short texts keep all of the cache's precision.
+/// Queries further into a text than this may be computed with less than f32's precision: there the time goes into
+/// attention. Before it, f32 costs little, and short texts keep all of the cache's precision.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) const LONG: usize = 1024;
 
-/// As [`chunk`], with queries from [`LONG`] on in bf16: a matter of the query alone, not of its company.
+/// As [`chunk`], in `A` for queries from [`LONG`] on that come after the whole chunk and that [fit](Reduced::fits), and in
+/// f32 for the others. That is a matter of the query and of a chunk that does not change any more, and not of the queries
+/// that come with it.
 ///
 /// # Safety
 /// As for [`chunk`]; rows are in the order of their positions.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-pub(crate) unsafe fn chunk_mixed<S: Bf16, K: KvFormat>(
+pub(crate) unsafe fn chunk_mixed<S: Isa, K: KvFormat, A: Reduced<S, K>>(
     cache: &HeadCache,
     rows: &mut [QueryRow],
     scale: f32,
     chunk: usize,
     work: &mut AttentionWork,
 ) {
-    let (short, long) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= LONG));
+    let whole = chunk * CHUNK..(chunk + 1) * CHUNK;
+    let (exact, reduced) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= LONG || row.sees.1 < whole.end));
     // SAFETY: as the caller promises.
     unsafe {
-        self::chunk::<S, K, InF32>(cache, short, scale, chunk, work);
-        self::chunk::<S, K, InBf16>(cache, long, scale, chunk, work);
+        self::chunk::<S, K, InF32>(cache, exact, scale, chunk, work);
+        if seen(reduced, chunk, A::GRAIN).is_empty() {
+            return;
+        }
+        A::prepare(cache, reduced, scale, whole, work);
+        let mut first = 0;
+        while first < reduced.len() {
+            let fits = A::fits(first, work);
+            let alike = (first..reduced.len()).take_while(|i| A::fits(*i, work) == fits).count();
+            if fits {
+                prepared::<S, K, A>(cache, reduced, first..first + alike, scale, chunk, work);
+            } else {
+                self::chunk::<S, K, InF32>(cache, &mut reduced[first..first + alike], scale, chunk, work);
+            }
+            first += alike;
+        }
     }
 }
 
-/// The positions of a chunk that some of the queries see, widened to whole tiles.
-fn seen(rows: &[QueryRow], chunk: usize) -> Range<usize> {
+/// The positions of a chunk that some of the queries see, widened to multiples of `grain`.
+fn seen(rows: &[QueryRow], chunk: usize, grain: usize) -> Range<usize> {
     let base = chunk * CHUNK;
-    let first = rows.iter().map(|r| r.sees.0).min().unwrap_or(0).max(base) / LANES * LANES;
+    let first = rows.iter().map(|r| r.sees.0).min().unwrap_or(0).max(base) / grain * grain;
     let last = rows.iter().map(|r| r.sees.1).max().unwrap_or(0).min(base + CHUNK);
-    if first < last { first..first + (last - first).next_multiple_of(LANES) } else { first..first }
+    if first < last { first..first + (last - first).next_multiple_of(grain) } else { first..first }
 }
 
 /// [`chunk`] for the `R` rows from `first` on; returns `R`.
@@ -221,7 +304,7 @@ unsafe fn rows_of<S: Isa, K: KvFormat, A: Scheme<S, K>, const R: usize, const T:
 ) -> usize {
     // SAFETY: as for [`chunk`].
     unsafe {
-        let span = seen(&rows[first..first + R], chunk);
+        let span = seen(&rows[first..first + R], chunk, A::GRAIN);
         if span.is_empty() {
             return R;
         }
@@ -230,8 +313,7 @@ unsafe fn rows_of<S: Isa, K: KvFormat, A: Scheme<S, K>, const R: usize, const T:
         for r in 0..R {
             let inside = |p: usize| p.saturating_sub(span.start).min(span.len());
             let sees = rows[first + r].sees;
-            let scores = &mut work.scores[r * CHUNK..][..span.len()];
-            share[r] = soften::<S, K, A>(scores, (inside(sees.0), inside(sees.1)));
+            share[r] = soften::<S, K, A>(r * CHUNK..r * CHUNK + span.len(), (inside(sees.0), inside(sees.1)), work);
         }
         A::weigh::<R, W>(cache, span, work);
         for r in 0..R {
@@ -244,28 +326,36 @@ unsafe fn rows_of<S: Isa, K: KvFormat, A: Scheme<S, K>, const R: usize, const T:
     }
 }
 
-/// Replaces scores by `exp(score - max)` inside `sees` and 0 outside; returns maximum and sum.
+/// Makes the scores `at` the weights `exp(score - max)` inside `sees`, counted from the first, and 0 outside; returns
+/// maximum and sum.
 #[inline(always)]
-unsafe fn soften<S: Isa, K: KvFormat, A: Scheme<S, K>>(scores: &mut [f32], sees: (usize, usize)) -> (f32, f32) {
-    // SAFETY: whole vectors inside `scores`, whose length is a multiple of 16.
+unsafe fn soften<S: Isa, K: KvFormat, A: Scheme<S, K>>(
+    at: Range<usize>,
+    sees: (usize, usize),
+    work: &mut AttentionWork,
+) -> (f32, f32) {
+    // SAFETY: whole vectors inside the scores, whose number is a multiple of 16.
     unsafe {
+        let scores = &mut work.scores[at.clone()];
         scores[..sees.0].fill(f32::NEG_INFINITY);
         scores[sees.1..].fill(f32::NEG_INFINITY);
-        let p = scores.as_mut_ptr();
+        let scores = work.scores.as_ptr().add(at.start);
         let mut max = S::f_splat(f32::NEG_INFINITY);
-        for i in (0..scores.len()).step_by(LANES) {
-            max = S::f_max(max, S::f_load(p.add(i)));
+        for i in (0..at.len()).step_by(LANES) {
+            max = S::f_max(max, S::f_load(scores.add(i)));
         }
         let max = S::f_max_lane(max);
         if max == f32::NEG_INFINITY {
-            scores.fill(0.0);
+            for i in at.step_by(LANES) {
+                A::store_weights(i, S::f_splat(0.0), work);
+            }
             return (max, 0.0);
         }
         let minus_max = S::f_splat(-max);
         let mut sum = S::f_splat(0.0);
-        for i in (0..scores.len()).step_by(LANES) {
-            let e = A::exp(S::f_add(S::f_load(p.add(i)), minus_max));
-            S::f_store(p.add(i), e);
+        for i in (0..at.len()).step_by(LANES) {
+            let e = A::exp(S::f_add(S::f_load(scores.add(i)), minus_max));
+            A::store_weights(at.start + i, e, work);
             sum = S::f_add(sum, e);
         }
         (max, S::f_sum(sum))

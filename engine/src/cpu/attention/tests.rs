@@ -3,7 +3,7 @@
 use super::super::isa::scalar::Scalar;
 use super::super::kernels::{AttendFn, IsaLevel};
 use super::super::kv::LayerCache;
-use super::super::kv_format::KvF16;
+use super::super::kv_format::{KvF16, KvQ8};
 use super::*;
 use crate::model::KvType;
 
@@ -113,12 +113,13 @@ impl Case {
 }
 
 /// What rounding to a type leaves, as noise against signal, with a margin of 4: f32 has 24 bits and f16 11; bf16 has 8, in
-/// four roundings (queries, keys, weights, values); 8- and 4-bit quants have steps of 1/127 and 1/7 of the largest of 32.
+/// four roundings (queries, keys, weights, values); sums in f16 are rounded up to 64 times; 8- and 4-bit quants have steps of 1/127 and 1/7 of the largest of 32.
 /// Averaging over values shrinks the signal more than the noise, which the factor allows for.
 fn limit(level: IsaLevel, kv_type: KvType) -> f64 {
     match (level, kv_type) {
         (_, KvType::F32) => 1e-11,
         (IsaLevel::Avx512Bf16, KvType::F16) => 2e-4,
+        (IsaLevel::Avx512Fp16, KvType::F16) => 5e-5,
         (_, KvType::F16) => 2e-6,
         (_, KvType::Q8_0) => 5e-4,
         (_, KvType::Q4_0) => 8e-2,
@@ -128,7 +129,7 @@ fn limit(level: IsaLevel, kv_type: KvType) -> f64 {
 #[test]
 fn every_instruction_set_and_cache_type_attends() {
     for (head_dim, n_ctx, n_queries) in
-        [(64, 600, 13), (80, 257, 7), (16, 31, 3), (9, 300, 66), (128, 272, 70), (64, 1060, 70)]
+        [(64, 600, 13), (80, 257, 7), (16, 31, 3), (9, 300, 66), (128, 272, 70), (64, 1060, 70), (9, 1060, 40)]
     {
         let case = Case::new(head_dim, n_ctx, n_queries.min(n_ctx / 2));
         for level in IsaLevel::ALL.into_iter().filter(|l| l.is_available()) {
@@ -146,11 +147,58 @@ fn every_instruction_set_and_cache_type_attends() {
     }
 }
 
-/// The bf16 scheme without its instructions: what it computes, on every machine.
+/// The schemes of less than f32's precision without their instructions: what they compute, on every machine.
 #[test]
-fn bf16_products_attend_in_plain_rust() {
-    let case = Case::new(72, 530, 20);
-    let attend: AttendFn = chunk::<Scalar, KvF16, InBf16>;
-    let got = case.attend(attend, KvType::F16, 20);
-    assert!(case.nmse(&got) < limit(IsaLevel::Avx512Bf16, KvType::F16));
+fn reduced_products_attend_in_plain_rust() {
+    for (head_dim, n_queries) in [(72, 20), (80, 5)] {
+        let case = Case::new(head_dim, 1100, n_queries);
+        let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, n_queries);
+        let schemes: [(AttendFn, _); 2] = [
+            (chunk_mixed::<Scalar, KvF16, InBf16>, IsaLevel::Avx512Bf16),
+            (chunk_mixed::<Scalar, KvF16, InF16>, IsaLevel::Avx512Fp16),
+        ];
+        for (attend, level) in schemes {
+            let got = case.attend(attend, KvType::F16, n_queries);
+            assert!(case.nmse(&got) < limit(level, KvType::F16), "{}", level.name());
+            assert_ne!(got, exact, "{}", level.name());
+        }
+        let got = case.attend(chunk_mixed::<Scalar, KvQ8, InF16>, KvType::Q8_0, n_queries);
+        assert!(case.nmse(&got) < limit(IsaLevel::Avx512Fp16, KvType::Q8_0));
+    }
+}
+
+/// Queries whose scores would be rounded too much are computed in f32, whoever comes with them, and so is everything
+/// where values leave f16's range.
+#[test]
+fn large_scores_and_values_are_computed_in_f32() {
+    let reduced: [AttendFn; 2] = [chunk_mixed::<Scalar, KvF16, InBf16>, chunk_mixed::<Scalar, KvF16, InF16>];
+    let mut case = Case::new(64, 1100, 12);
+    for q in case.queries.iter_mut().skip(1).step_by(3) {
+        q.iter_mut().for_each(|x| *x *= 40.0);
+    }
+    let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 12);
+    for attend in reduced {
+        let alone = case.attend(attend, KvType::F16, 1);
+        for (i, (got, exact)) in alone.iter().zip(&exact).enumerate() {
+            assert_eq!(got == exact, i % 3 == 1, "query {i}");
+        }
+        assert_eq!(case.attend(attend, KvType::F16, 12), alone);
+    }
+    // One in the middle of each chunk.
+    for v in case.values.iter_mut().skip(128).step_by(CHUNK) {
+        v[7] = 2000.0;
+    }
+    let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 12);
+    assert_eq!(case.attend(reduced[1], KvType::F16, 12), exact);
+}
+
+/// Up to [`LONG`] positions, and in the chunk that a query is in, nothing is reduced.
+#[test]
+fn short_texts_are_computed_in_f32() {
+    let reduced: [AttendFn; 2] = [chunk_mixed::<Scalar, KvF16, InBf16>, chunk_mixed::<Scalar, KvF16, InF16>];
+    let case = Case::new(16, LONG, 9);
+    let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 9);
+    for attend in reduced {
+        assert_eq!(case.attend(attend, KvType::F16, 9), exact);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Bf16, Isa};
+use super::{Bf16, F16, Isa};
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy)]
@@ -234,8 +234,25 @@ impl Isa for Avx512 {
     }
 }
 
-/// 2^f for f in [0, 1) as a polynomial, highest power first: its relative error is spread evenly, at most 7.5e-5.
-const EXP2: [f32; 4] = [0.078_024_52, 0.226_067_16, 0.695_833_56, 0.999_925_2];
+/// 2^f for f in [0, 1) as polynomials, highest power first: their relative errors are spread evenly, at most 7.5e-5 and 2.7e-06.
+const EXP2_4: [f32; 4] = [0.078_024_52, 0.226_067_16, 0.695_833_56, 0.999_925_2];
+const EXP2_5: [f32; 5] = [0.013_534_168, 0.052_011_46, 0.241_442_75, 0.693_003_83, 1.000_002_6];
+
+/// `e^x` for x up to 0, with a polynomial for 2^f.
+#[inline(always)]
+unsafe fn exp<const N: usize>(x: __m512, exp2: &[f32; N]) -> __m512 {
+    // SAFETY: register operations; the caller's CPU has AVX-512.
+    unsafe {
+        let t = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+        // What is left above the next lower integer, which is the exponent; 0 for minus infinity, whose exponent makes 0.
+        let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(t);
+        let mut p = _mm512_set1_ps(exp2[0]);
+        for c in &exp2[1..] {
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+        }
+        _mm512_scalef_ps(p, t)
+    }
+}
 
 // SAFETY (all methods): the caller's CPU has AVX-512 BF16 too.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -264,16 +281,7 @@ impl Bf16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn bf_exp(x: __m512) -> __m512 {
-        unsafe {
-            let t = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
-            // What is left above the next lower integer, which is the exponent; 0 for minus infinity, whose exponent makes 0.
-            let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(t);
-            let mut p = _mm512_set1_ps(EXP2[0]);
-            for c in &EXP2[1..] {
-                p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
-            }
-            _mm512_scalef_ps(p, t)
-        }
+        unsafe { exp(x, &EXP2_4) }
     }
     #[inline(always)]
     unsafe fn bf_dot(acc: __m512, v: __m512i, pair: *const u16) -> __m512 {
@@ -285,5 +293,60 @@ impl Bf16 for Avx512 {
                 std::mem::transmute::<__m512i, __m512bh>(pair),
             )
         }
+    }
+}
+
+// SAFETY (all methods): the caller's CPU has AVX-512 FP16 too.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl F16 for Avx512 {
+    #[inline(always)]
+    unsafe fn h_zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn h_pack(low: __m512, high: __m512) -> __m512i {
+        unsafe {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            let (low, high) = (_mm512_cvtps_ph::<NEAREST>(low), _mm512_cvtps_ph::<NEAREST>(high));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn h_join(low: *const u16, high: *const u16) -> __m512i {
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn h_widen(v: __m512i) -> (__m512, __m512) {
+        unsafe { (_mm512_cvtph_ps(_mm512_castsi512_si256(v)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(v))) }
+    }
+    #[inline(always)]
+    unsafe fn h_store_twice(p: *mut u16, v: __m512) {
+        unsafe {
+            let once = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            let low = _mm512_cvtepu16_epi32(once);
+            _mm512_storeu_si512(p.cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(low)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn h_splat(twice: *const u16) -> __m512i {
+        unsafe { _mm512_set1_epi32(twice.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn h_fma(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        unsafe {
+            let sum = _mm512_fmadd_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b), _mm512_castsi512_ph(c));
+            _mm512_castph_si512(sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn h_max_abs(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_castph_si512(_mm512_max_ph(_mm512_castsi512_ph(a), _mm512_abs_ph(_mm512_castsi512_ph(b)))) }
+    }
+    #[inline(always)]
+    unsafe fn h_exp(x: __m512) -> __m512 {
+        unsafe { exp(x, &EXP2_5) }
     }
 }

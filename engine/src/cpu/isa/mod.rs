@@ -157,3 +157,30 @@ pub(crate) trait Bf16: Isa {
     /// Adds to each lane the products of its two numbers with the two at `pair`.
     unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F;
 }
+
+/// Arithmetic in f16, for instruction sets that have it: so far, of x86-64. A `B` holds 32 numbers.
+///
+/// # Safety
+/// As for [`Isa`]; the CPU has the f16 instructions too.
+#[allow(clippy::missing_safety_doc)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) trait F16: Isa {
+    /// 32 zeros.
+    unsafe fn h_zero() -> Self::B;
+    /// 16 numbers, then 16 more, rounded to nearest, ties to even.
+    unsafe fn h_pack(low: Self::F, high: Self::F) -> Self::B;
+    /// The 16 numbers at `low`, then those at `high`.
+    unsafe fn h_join(low: *const u16, high: *const u16) -> Self::B;
+    /// What [`F16::h_pack`] packed.
+    unsafe fn h_widen(v: Self::B) -> (Self::F, Self::F);
+    /// Stores 16 rounded numbers, each twice.
+    unsafe fn h_store_twice(p: *mut u16, v: Self::F);
+    /// In all lanes, a number that [`F16::h_store_twice`] stored.
+    unsafe fn h_splat(twice: *const u16) -> Self::B;
+    /// `a * b + c`, rounded once.
+    unsafe fn h_fma(a: Self::B, b: Self::B, c: Self::B) -> Self::B;
+    /// The larger of `a` and the magnitude of `b`.
+    unsafe fn h_max_abs(a: Self::B, b: Self::B) -> Self::B;
+    /// `e^x` for x up to 0, relative error below 1e-5: a twentieth of what rounding to f16 does.
+    unsafe fn h_exp(x: Self::F) -> Self::F;
+}

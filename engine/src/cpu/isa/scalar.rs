@@ -252,3 +252,52 @@ impl super::Bf16 for Scalar {
         lanes(|i| acc[i] + number(4 * i) * a + number(4 * i + 2) * b)
     }
 }
+
+/// The yardstick of the arithmetic in f16.
+// SAFETY: as above.
+#[cfg(test)]
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl super::F16 for Scalar {
+    unsafe fn h_zero() -> Self::B {
+        [0; 64]
+    }
+    unsafe fn h_pack(low: Self::F, high: Self::F) -> Self::B {
+        halves(|i| if i < LANES { low[i] } else { high[i - LANES] })
+    }
+    unsafe fn h_join(low: *const u16, high: *const u16) -> Self::B {
+        unsafe { Self::h_pack(Self::f_load_f16(low), Self::f_load_f16(high)) }
+    }
+    unsafe fn h_widen(v: Self::B) -> (Self::F, Self::F) {
+        (lanes(|i| half_at(&v, i)), lanes(|i| half_at(&v, i + LANES)))
+    }
+    unsafe fn h_store_twice(p: *mut u16, v: Self::F) {
+        let twice = v.map(|x| [half::f16::from_f32(x).to_bits(); 2]);
+        unsafe { p.cast::<[[u16; 2]; LANES]>().write_unaligned(twice) }
+    }
+    unsafe fn h_splat(twice: *const u16) -> Self::B {
+        let [x, same] = unsafe { twice.cast::<[u16; 2]>().read_unaligned() };
+        assert_eq!(x, same);
+        halves(|_| half::f16::from_bits(x).to_f32())
+    }
+    unsafe fn h_fma(a: Self::B, b: Self::B, c: Self::B) -> Self::B {
+        // The product of two f16 is exact in f32.
+        halves(|i| half_at(&a, i) * half_at(&b, i) + half_at(&c, i))
+    }
+    unsafe fn h_max_abs(a: Self::B, b: Self::B) -> Self::B {
+        halves(|i| half_at(&a, i).max(half_at(&b, i).abs()))
+    }
+    unsafe fn h_exp(x: Self::F) -> Self::F {
+        x.map(f32::exp)
+    }
+}
+
+#[cfg(test)]
+fn half_at(v: &[u8; 64], i: usize) -> f32 {
+    half::f16::from_le_bytes([v[2 * i], v[2 * i + 1]]).to_f32()
+}
+
+#[cfg(test)]
+fn halves(number: impl Fn(usize) -> f32) -> [u8; 64] {
+    let bytes: [[u8; 2]; 32] = std::array::from_fn(|i| half::f16::from_f32(number(i)).to_le_bytes());
+    std::array::from_fn(|i| bytes[i / 2][i % 2])
+}

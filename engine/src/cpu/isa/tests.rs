@@ -206,15 +206,52 @@ fn every_method_does_what_plain_rust_does() {
             #[cfg(target_arch = "x86_64")]
             IsaLevel::Avx2 => check::<super::avx2::Avx2>(level),
             #[cfg(target_arch = "x86_64")]
-            IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => check::<super::avx512::Avx512>(level),
+            IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => check::<super::avx512::Avx512>(level),
             #[cfg(target_arch = "aarch64")]
             IsaLevel::Neon => check::<super::neon::Neon<super::neon::Widening>>(level),
             #[cfg(target_arch = "aarch64")]
             IsaLevel::NeonDotprod => check::<super::neon::Neon<super::neon::Dotprod>>(level),
             #[cfg(not(target_arch = "x86_64"))]
-            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => unreachable!("not available"),
+            IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => {
+                unreachable!("not available")
+            }
             #[cfg(not(target_arch = "aarch64"))]
             IsaLevel::Neon | IsaLevel::NeonDotprod => unreachable!("not available"),
         }
     }
+}
+
+/// The exponentials that the weights of attention are made with, where these are rounded anyway.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn short_exponentials_are_as_exact_as_they_say() {
+    use super::avx512::Avx512;
+    use super::{Bf16, F16};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn both(x: &[f32; LANES]) -> [[f32; LANES]; 2] {
+        // SAFETY: 16 floats; the CPU has AVX-512, which is all that these methods use.
+        unsafe {
+            let x = Avx512::f_load(x.as_ptr());
+            [floats::<Avx512>(Avx512::bf_exp(x)), floats::<Avx512>(Avx512::h_exp(x))]
+        }
+    }
+    if !IsaLevel::Avx512.is_available() {
+        eprintln!("skipped: no AVX-512");
+        return;
+    }
+    for i in 0..20_000 {
+        let x: [f32; LANES] = std::array::from_fn(|lane| -((LANES * i + lane) as f32) * 2.7e-4);
+        // SAFETY: it was asked for above.
+        let got = unsafe { both(&x) };
+        for (got, limit) in got.iter().zip([2e-4, 1e-5]) {
+            for (got, x) in got.iter().zip(x) {
+                let want = f64::from(x).exp();
+                assert!((f64::from(*got) - want).abs() <= limit * want, "{x}: {got}, not {want}");
+            }
+        }
+    }
+    // SAFETY: it was asked for above.
+    let got = unsafe { both(&[f32::NEG_INFINITY; LANES]) };
+    assert_eq!(got, [[0.0; LANES]; 2]);
 }

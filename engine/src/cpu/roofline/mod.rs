@@ -101,13 +101,13 @@ fn int8_loop(isa: IsaLevel) -> Loop {
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => x86::INT8_AVX2,
         #[cfg(target_arch = "x86_64")]
-        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::INT8_AVX512,
+        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => x86::INT8_AVX512,
         #[cfg(target_arch = "aarch64")]
         IsaLevel::Neon => arm::INT8_NEON,
         #[cfg(target_arch = "aarch64")]
         IsaLevel::NeonDotprod => arm::INT8_DOTPROD,
         #[cfg(not(target_arch = "x86_64"))]
-        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::INT8,
+        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => plain::INT8,
         #[cfg(not(target_arch = "aarch64"))]
         IsaLevel::Neon | IsaLevel::NeonDotprod => plain::INT8,
     }
@@ -119,11 +119,11 @@ fn f32_loop(isa: IsaLevel) -> Loop {
         #[cfg(target_arch = "x86_64")]
         IsaLevel::Avx2 => x86::F32_AVX2,
         #[cfg(target_arch = "x86_64")]
-        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => x86::F32_AVX512,
+        IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => x86::F32_AVX512,
         #[cfg(target_arch = "aarch64")]
         IsaLevel::Neon | IsaLevel::NeonDotprod => arm::F32,
         #[cfg(not(target_arch = "x86_64"))]
-        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 => plain::F32,
+        IsaLevel::Avx2 | IsaLevel::Avx512 | IsaLevel::Avx512Bf16 | IsaLevel::Avx512Fp16 => plain::F32,
         #[cfg(not(target_arch = "aarch64"))]
         IsaLevel::Neon | IsaLevel::NeonDotprod => plain::F32,
     }
