@@ -368,13 +368,13 @@ pub(crate) unsafe fn merge<S: Isa>(row: &mut QueryRow, share: (f32, f32), partia
     // SAFETY: `row.out` and `partial` have `stride` floats, a multiple of 16.
     unsafe {
         let max = row.max.max(share.0);
-        let old = S::f_splat((row.max - max).exp());
-        let new = S::f_splat((share.0 - max).exp());
+        let (before, now) = ((row.max - max).exp(), (share.0 - max).exp());
+        let (old, new) = (S::f_splat(before), S::f_splat(now));
         for d in (0..stride).step_by(LANES) {
             let scaled = S::f_mul(S::f_load(row.out.add(d)), old);
             S::f_store(row.out.add(d), S::f_fma(S::f_load(partial.add(d)), new, scaled));
         }
-        row.sum = row.sum * (row.max - max).exp() + share.1 * (share.0 - max).exp();
+        row.sum = row.sum * before + share.1 * now;
         row.max = max;
     }
 }
