@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use tandem_engine::placement::GpuLayers;
 use tandem_engine::score::Windows;
 use tandem_engine::{InputSquares, MatrixInputs, Outputs, Session};
@@ -34,8 +34,9 @@ pub(crate) struct ImatrixArgs {
     /// Write --out after every N windows, so that less is lost
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
     save_every: usize,
-    /// Observe the output matrix too: all logits must then be computed
-    #[arg(long)]
+    /// Observe the output matrix too, which is the embedding in many models; =false saves computing all logits
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     process_output: bool,
     #[command(flatten)]
     model: ModelArgs,
