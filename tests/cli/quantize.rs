@@ -106,7 +106,7 @@ fn searching_loses_less_than_rounding_and_importance_moves_the_loss() {
     assert!(weighted.0 > search.0 && weighted.1 && !search.1, "{weighted:?} {search:?}");
     let read = info(&folder.join("weighted.gguf"));
     assert_eq!(read["metadata"]["quantize.imatrix.dataset"], arg(&text));
-    assert_eq!(read["metadata"]["quantize.imatrix.entries_count"], 14);
+    assert_eq!(read["metadata"]["quantize.imatrix.entries_count"], 15);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tandem_loader::{GgmlType, quant};
 use tandem_models::{Activation, RopePairing};
 
 use super::IsaLevel;
-use super::attention::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, QueryRow};
+use super::attention::{AttentionWork, CHUNK, HeadCache, LONG, MAX_QUERIES, QueryRow};
 use super::isa::LANES;
 use super::kernels::{AttendFn, Kernels};
 use super::kv::LayerCache;
@@ -195,7 +195,8 @@ impl Attention {
             .zip(out)
             .map(|(q, out)| QueryRow {
                 q: q.as_ptr(),
-                sees: (0, CHUNK),
+                // Of a long text, of which this is the first chunk.
+                sees: (0, LONG + 1),
                 out: out.as_mut_ptr(),
                 max: f32::NEG_INFINITY,
                 sum: 0.0,

@@ -16,7 +16,8 @@ pub(crate) type PanelFn = unsafe fn(panel: *const u8, acts: &Acts, cols: Range<u
 /// Interleaves 16 rows' blocks.
 pub(crate) type PackFn = fn(rows: &[&[u8]; LANES], out: &mut [u8]);
 
-/// Adds one chunk's share to some queries; see [`super::attention::chunk`].
+/// Adds one chunk's share to some queries, in the order of their positions; see [`super::attention::chunk`] and
+/// [`super::attention::chunk_mixed`].
 pub(crate) type AttendFn = unsafe fn(&HeadCache, &mut [QueryRow], f32, usize, &mut AttentionWork);
 
 /// How one weight type is packed and multiplied.

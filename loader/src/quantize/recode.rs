@@ -192,6 +192,7 @@ impl<'a> Recode<'a> {
                 match self.ty {
                     // One bit leaves only the scale to choose: a mean of magnitudes, which this would make too large.
                     GgmlType::Q1_0 => w.copy_from_slice(importance),
+                    GgmlType::IQ1_S | GgmlType::IQ1_M => weigh_more_alike(x, importance, COARSE, w),
                     _ => weigh(x, importance, w),
                 }
                 encode(x, w, self.method, out);
@@ -220,13 +221,21 @@ impl<'a> Recode<'a> {
 /// Importance times the root of (mean square of the row + the weight's square): large weights count somewhat more than
 /// small ones. That loses a little in mean square error and gains in KL divergence; docs/quantization.md has figures.
 pub fn weigh(x: &[f32], importance: &[f32], w: &mut [f32]) {
+    weigh_more_alike(x, importance, 1.0, w);
+}
+
+/// What the mean square counts for in types so coarse that large weights are cut off in any case.
+const COARSE: f32 = 4.0;
+
+/// [`weigh`] with so many times the mean square: weights count more alike.
+fn weigh_more_alike(x: &[f32], importance: &[f32], times: f32, w: &mut [f32]) {
     let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     if largest == 0.0 {
         return w.copy_from_slice(importance);
     }
     // Relative to the largest, so that squares neither vanish nor overflow.
     let square = |x: f32| (x / largest) * (x / largest);
-    let mean = x.iter().map(|x| square(*x)).sum::<f32>() / x.len() as f32;
+    let mean = times * x.iter().map(|x| square(*x)).sum::<f32>() / x.len() as f32;
     for ((w, x), importance) in w.iter_mut().zip(x).zip(importance) {
         *w = importance * (mean + square(*x)).sqrt();
     }

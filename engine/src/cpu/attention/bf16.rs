@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::super::isa::{Bf16, LANES};
 use super::super::kv_format::{KvFormat, PREFETCH, prefetch};
-use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Reduced, Scheme, widest};
+use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Reduced, Scheme};
 
 /// See the module.
 pub(crate) struct InBf16;
@@ -23,12 +23,8 @@ pub(super) struct Converted {
     values: Vec<u16>,
     /// Queries, `[MAX_QUERIES][head_dim]`.
     queries: Vec<u16>,
-    /// The queries' norms, times the scale.
-    norms: Vec<f32>,
     /// Weights, `[MAX_ROWS][CHUNK]`.
     weights: Vec<u16>,
-    /// Largest norm of a key.
-    largest_key: f32,
 }
 
 impl Converted {
@@ -40,27 +36,21 @@ impl Converted {
             values: vec![0; CHUNK * padded],
             // Whole vectors are stored.
             queries: vec![0; MAX_QUERIES * head_dim.next_multiple_of(2) + LANES],
-            norms: vec![0.0; MAX_QUERIES],
             weights: vec![0; MAX_ROWS * CHUNK],
-            largest_key: 0.0,
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len()) + 4 * self.norms.len()
+        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len())
     }
 }
 
-impl<S: Bf16, K: KvFormat> Reduced<S, K> for InBf16 {
-    fn fits(i: usize, work: &AttentionWork) -> bool {
-        work.converted.norms[i] * work.converted.largest_key <= widest(work.head_dim)
-    }
-}
+impl<S: Bf16, K: KvFormat> Reduced<S, K> for InBf16 {}
 
 impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     #[inline(always)]
     unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], scale: f32, span: Range<usize>, work: &mut AttentionWork) {
-        assert!(rows.len() <= MAX_QUERIES && cache.head_dim <= work.converted.head_dim);
+        assert!(rows.len() <= MAX_QUERIES && cache.head_dim == work.head_dim);
         // SAFETY: the cache holds the span, which is inside one chunk; the buffers have room for a chunk and for all queries.
         unsafe {
             let n = cache.head_dim;
@@ -80,7 +70,7 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
                 }
                 largest = S::f_max(largest, S::f_add(squares[0], squares[1]));
             }
-            converted.largest_key = S::f_max_lane(largest).sqrt();
+            work.largest_key = S::f_max_lane(largest).sqrt();
             let (stride, bytes) = (cache.value_stride, K::value_bytes(cache.value_stride));
             for pair in 0..span.len() / 2 {
                 let row = cache.values::<K>(span.start).add(2 * pair * bytes);
@@ -102,7 +92,7 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
                     S::bf_store(out.add(d), q);
                     squares = S::f_fma(q, q, squares);
                 }
-                converted.norms[i] = S::f_sum(squares).sqrt() * scale;
+                work.norms[i] = S::f_sum(squares).sqrt() * scale;
             }
         }
     }

@@ -2,14 +2,14 @@
 //!
 //! The cache's own precision is f16, and queries and weights lose little by it; what has to be watched is the sums. They
 //! are short, [`SCORE_RUN`] or [`VALUE_RUN`] products each, and added up in f32. A sum's rounding grows with its size, so queries whose scores
-//! could be large are not computed here: see [`Reduced::fits`].
+//! could be large are not computed here: see [`chunk_mixed`](super::chunk_mixed).
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::super::isa::{F16, LANES};
 use super::super::kv_format::{KvFormat, PREFETCH, prefetch};
-use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Reduced, Scheme, widest};
+use super::{AttentionWork, CHUNK, HeadCache, MAX_QUERIES, MAX_ROWS, QueryRow, Reduced, Scheme};
 
 /// Numbers in a vector, positions in a tile of keys.
 const WIDE: usize = 2 * LANES;
@@ -17,8 +17,10 @@ const WIDE: usize = 2 * LANES;
 const SCORE_RUN: usize = 32;
 /// Products in a sum of weighted values, whose errors are smaller: weights are at most 1.
 const VALUE_RUN: usize = 64;
+/// Largest number in f16.
+const LARGEST: f32 = 65504.0;
 /// Largest element of a value whose weighted sums cannot leave f16's range.
-const LARGEST_VALUE: f32 = 65504.0 / VALUE_RUN as f32;
+const LARGEST_VALUE: f32 = LARGEST / VALUE_RUN as f32;
 /// Tiles of keys, or values, that are converted together: independent sums hide the latency of additions.
 const AT_ONCE: usize = 4;
 /// Most queries that read an f16 cache in place.
@@ -37,12 +39,8 @@ pub(super) struct Halves {
     in_place: bool,
     /// Queries times the scale, each number twice, `[MAX_QUERIES][head_dim][2]`.
     queries: Vec<u16>,
-    /// The queries' norms.
-    norms: Vec<f32>,
     /// Weights, each twice, `[MAX_ROWS][CHUNK][2]`.
     weights: Vec<u16>,
-    /// Largest norm of a key; infinite where it, or a value, is too large for f16 anyway.
-    largest_key: f32,
 }
 
 impl Halves {
@@ -53,14 +51,12 @@ impl Halves {
             in_place: false,
             // Whole vectors are stored.
             queries: vec![0; 2 * (MAX_QUERIES * head_dim + LANES)],
-            norms: vec![0.0; MAX_QUERIES],
             weights: vec![0; 2 * MAX_ROWS * CHUNK],
-            largest_key: 0.0,
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len()) + 4 * self.norms.len()
+        2 * (self.keys.len() + self.values.len() + self.queries.len() + self.weights.len())
     }
 }
 
@@ -122,11 +118,7 @@ impl<S: F16> Source<S> for Converted {
     }
 }
 
-impl<S: F16, K: KvFormat> Reduced<S, K> for InF16 {
-    fn fits(i: usize, work: &AttentionWork) -> bool {
-        work.halves.norms[i] * work.halves.largest_key <= widest(work.head_dim)
-    }
-}
+impl<S: F16, K: KvFormat> Reduced<S, K> for InF16 {}
 
 impl<S: F16, K: KvFormat> Scheme<S, K> for InF16 {
     const GRAIN: usize = VALUE_RUN;
@@ -135,14 +127,14 @@ impl<S: F16, K: KvFormat> Scheme<S, K> for InF16 {
     unsafe fn prepare(cache: &HeadCache, rows: &[QueryRow], scale: f32, span: Range<usize>, work: &mut AttentionWork) {
         let n = cache.head_dim;
         let halves = &mut work.halves;
-        assert!(rows.len() <= MAX_QUERIES && halves.keys.len() >= CHUNK * n && halves.values.len() >= CHUNK * n);
+        assert!(rows.len() <= MAX_QUERIES && n == work.head_dim && span.len() == CHUNK);
         halves.in_place = K::WIDENS && rows.len() <= FEW;
-        // SAFETY: the cache holds the span, which is inside one chunk; the buffers have room for a chunk and for all queries.
+        // SAFETY: the cache holds the span, which is one chunk; the buffers have room for that and for all queries.
         unsafe {
             let (norm, value) = (keys::<S, K>(cache, span.clone(), halves), values::<S, K>(cache, span, halves));
-            halves.largest_key = if value <= LARGEST_VALUE { norm.sqrt() } else { f32::INFINITY };
+            work.largest_key = if value <= LARGEST_VALUE { norm.sqrt() } else { f32::INFINITY };
             for (i, row) in rows.iter().enumerate() {
-                halves.norms[i] = query::<S>(row, n, scale, halves.queries.as_mut_ptr().add(2 * i * n));
+                work.norms[i] = query::<S>(row, n, scale, halves.queries.as_mut_ptr().add(2 * i * n));
             }
         }
     }
@@ -195,7 +187,7 @@ impl<S: F16, K: KvFormat> Scheme<S, K> for InF16 {
     }
 }
 
-/// Converts a chunk's keys; returns the largest square of a norm.
+/// Converts a chunk's keys; returns the largest square of a norm, summed in f16: infinite from 256^2 on.
 #[inline(always)]
 unsafe fn keys<S: F16, K: KvFormat>(cache: &HeadCache, span: Range<usize>, halves: &mut Halves) -> f32 {
     // SAFETY: as for [`Scheme::prepare`].
@@ -262,7 +254,7 @@ unsafe fn largest_lane<S: F16>(v: S::B) -> f32 {
     }
 }
 
-/// Converts a query of `n` elements; returns its norm.
+/// Converts a query of `n` elements; returns its norm, times the scale: not a number where elements could be too large.
 #[inline(always)]
 unsafe fn query<S: F16>(row: &QueryRow, n: usize, scale: f32, out: *mut u16) -> f32 {
     // SAFETY: the query has `n` elements, and `out` room for whole vectors of them, each twice.
@@ -273,7 +265,8 @@ unsafe fn query<S: F16>(row: &QueryRow, n: usize, scale: f32, out: *mut u16) -> 
             squares = S::f_fma(q, q, squares);
             S::h_store_twice(out.add(2 * d), q);
         }
-        S::f_sum(squares).sqrt()
+        let norm = S::f_sum(squares).sqrt();
+        if norm <= LARGEST { norm } else { f32::NAN }
     }
 }
 

@@ -58,29 +58,26 @@ pub(crate) trait Scheme<S: Isa, K: KvFormat> {
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork);
 }
 
-/// A scheme with less than f32's precision.
-pub(crate) trait Reduced<S: Isa, K: KvFormat>: Scheme<S, K> {
-    /// Whether query `i` of those prepared is precise enough in it: its norm times the largest of a key is at most
-    /// [`widest`].
-    fn fits(i: usize, work: &AttentionWork) -> bool;
-}
+/// A scheme with less than f32's precision. Its spans are whole chunks to begin with; what it prepares includes the norms
+/// in [`AttentionWork`].
+pub(crate) trait Reduced<S: Isa, K: KvFormat>: Scheme<S, K> {}
 
 /// Largest product of the norms of a query (times the scale) and a key for which scores have less than f32's precision.
 ///
-/// A score's rounding grows with the product, and falls with the square root of the number of elements `n`, since
-/// theirs are independent. In f16 and bf16 it is at worst, where query and key are alike, `product / (250 sqrt(n))` (root
-/// mean square), and a third to a fifth of that where they are not: with this limit 0.05, and usually below 0.01.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-fn widest(n: usize) -> f32 {
+/// A score's rounding grows with the product, and falls with the square root of the number of elements `n` where no few of
+/// them dominate, since theirs are independent. In f16 and bf16 it is then at worst, where query and key are alike,
+/// `product / (250 sqrt(n))` (root mean square), and a third to a fifth of that where they are not: with this limit 0.05,
+/// and usually below 0.01.
+fn largest_product(n: usize) -> f32 {
     12.0 * (n as f32).sqrt()
 }
 
 /// Where one KV head of one layer lies in the cache.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadCache {
-    /// Keys, `[n_ctx / 16]` tiles; see [`KvFormat`].
+    /// Keys, `[n_ctx / 16, rounded up]` tiles; see [`KvFormat`].
     pub(crate) k: *mut u8,
-    /// Values, `[n_ctx]` rows of `value_stride` elements, zeros from `head_dim` on.
+    /// Values, `[n_ctx, rounded up to 16]` rows of `value_stride` elements, zeros from `head_dim` on.
     pub(crate) v: *mut u8,
     /// Elements of a head.
     pub(crate) head_dim: usize,
@@ -158,10 +155,14 @@ impl QueryRow {
 pub(crate) struct AttentionWork {
     /// Elements of a head.
     head_dim: usize,
-    /// Scores, then weights, `[MAX_ROWS][CHUNK]`.
+    /// Scores, and in f32 then weights, `[MAX_ROWS][CHUNK]`.
     scores: Vec<f32>,
     /// One chunk's weighted values, `[MAX_ROWS][value_stride]`.
     partial: Vec<f32>,
+    /// Of a reduced scheme: the queries' norms, times the scale, `[MAX_QUERIES]`.
+    norms: Vec<f32>,
+    /// Of a reduced scheme: the largest norm of a chunk's keys, about; infinite where numbers are too large for it.
+    largest_key: f32,
     /// What the f32 scheme prepares.
     widened: f32::Widened,
     /// What the bf16 scheme prepares.
@@ -177,15 +178,22 @@ impl AttentionWork {
             head_dim,
             scores: vec![0.0; MAX_ROWS * CHUNK],
             partial: vec![0.0; MAX_ROWS * value_stride],
+            norms: vec![0.0; MAX_QUERIES],
+            largest_key: 0.0,
             widened: f32::Widened::new(head_dim),
             converted: bf16::Converted::new(head_dim),
             halves: f16::Halves::new(head_dim),
         }
     }
 
+    /// Whether query `i` of those prepared is precise enough in a reduced scheme.
+    fn fits(&self, i: usize) -> bool {
+        self.norms[i] * self.largest_key <= largest_product(self.head_dim)
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.scores.len() + self.partial.len())
+        4 * (self.scores.len() + self.partial.len() + self.norms.len())
             + self.widened.bytes()
             + self.converted.bytes()
             + self.halves.bytes()
@@ -195,8 +203,8 @@ impl AttentionWork {
 /// Adds the share of chunk `chunk` (positions `chunk * CHUNK..`) to up to [`MAX_QUERIES`] queries.
 ///
 /// # Safety
-/// The cache has format `K` and holds all positions seen; the rows' pointers are valid; the CPU has the
-/// instruction set.
+/// The cache has format `K` and holds all positions of the chunk that are seen, widened to multiples of the scheme's
+/// [`GRAIN`](Scheme::GRAIN); it has the elements of `work`, and the rows' pointers are valid; the CPU has the instruction set.
 #[inline(always)]
 pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
     cache: &HeadCache,
@@ -210,26 +218,25 @@ pub(crate) unsafe fn chunk<S: Isa, K: KvFormat, A: Scheme<S, K>>(
         let all = seen(rows, chunk, A::GRAIN);
         if !all.is_empty() {
             A::prepare(cache, rows, scale, all, work);
-            prepared::<S, K, A>(cache, rows, 0..rows.len(), scale, chunk, work);
+            prepared::<S, K, A>(cache, rows, scale, chunk, work);
         }
     }
 }
 
-/// [`chunk`] for some of the rows that were prepared.
+/// [`chunk`] for rows that were prepared.
 #[inline(always)]
 unsafe fn prepared<S: Isa, K: KvFormat, A: Scheme<S, K>>(
     cache: &HeadCache,
     rows: &mut [QueryRow],
-    which: Range<usize>,
     scale: f32,
     chunk: usize,
     work: &mut AttentionWork,
 ) {
-    let mut first = which.start;
-    while first < which.end {
+    let mut first = 0;
+    while first < rows.len() {
         // SAFETY: as for [`chunk`]; the first constant is the number of rows.
         first += unsafe {
-            match which.end - first {
+            match rows.len() - first {
                 8.. => rows_of::<S, K, A, 8, 2, 1>(cache, rows, first, scale, chunk, work),
                 4..8 => rows_of::<S, K, A, 4, 4, 2>(cache, rows, first, scale, chunk, work),
                 3 => rows_of::<S, K, A, 3, 4, 2>(cache, rows, first, scale, chunk, work),
@@ -243,15 +250,14 @@ unsafe fn prepared<S: Isa, K: KvFormat, A: Scheme<S, K>>(
 
 /// Queries further into a text than this may be computed with less than f32's precision: there the time goes into
 /// attention. Before it, f32 costs little, and short texts keep all of the cache's precision.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) const LONG: usize = 1024;
 
-/// As [`chunk`], in `A` for queries from [`LONG`] on that come after the whole chunk and that [fit](Reduced::fits), and in
-/// f32 for the others. That is a matter of the query and of a chunk that does not change any more, and not of the queries
-/// that come with it.
+/// As [`chunk`], in `A` for queries from [`LONG`] on that see to the chunk's end and whose scores cannot be [too
+/// large](largest_product), and in f32 for the others. That is a matter of the query and of a chunk that does not change
+/// any more, and not of the queries that come with it.
 ///
 /// # Safety
-/// As for [`chunk`]; rows are in the order of their positions.
+/// As for [`chunk`], with f32's grain; rows are in the order of their positions.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) unsafe fn chunk_mixed<S: Isa, K: KvFormat, A: Reduced<S, K>>(
@@ -261,27 +267,47 @@ pub(crate) unsafe fn chunk_mixed<S: Isa, K: KvFormat, A: Reduced<S, K>>(
     chunk: usize,
     work: &mut AttentionWork,
 ) {
+    debug_assert!(rows.is_sorted_by_key(|row| row.sees.1));
     let whole = chunk * CHUNK..(chunk + 1) * CHUNK;
     let (exact, reduced) = rows.split_at_mut(rows.partition_point(|row| row.sees.1 <= LONG || row.sees.1 < whole.end));
-    // SAFETY: as the caller promises.
+    // SAFETY: as the caller promises; what `reduced` see to its end is in the cache as a whole.
     unsafe {
         self::chunk::<S, K, InF32>(cache, exact, scale, chunk, work);
         if seen(reduced, chunk, A::GRAIN).is_empty() {
             return;
         }
-        A::prepare(cache, reduced, scale, whole, work);
-        let mut first = 0;
-        while first < reduced.len() {
-            let fits = A::fits(first, work);
-            let alike = (first..reduced.len()).take_while(|i| A::fits(*i, work) == fits).count();
-            if fits {
-                prepared::<S, K, A>(cache, reduced, first..first + alike, scale, chunk, work);
-            } else {
-                self::chunk::<S, K, InF32>(cache, &mut reduced[first..first + alike], scale, chunk, work);
+        A::prepare(cache, reduced, scale, whole.clone(), work);
+        let mut fits = [false; MAX_QUERIES];
+        for i in 0..reduced.len() {
+            fits[i] = work.fits(i);
+        }
+        let fits = &fits[..reduced.len()];
+        if fits.iter().all(|fits| *fits) {
+            return prepared::<S, K, A>(cache, reduced, scale, chunk, work);
+        }
+        // Those of a kind together: heads take turns in the rows, and one head may have the large queries.
+        let (mut fitting, mut others) = ([QueryRow::EMPTY; MAX_QUERIES], [QueryRow::EMPTY; MAX_QUERIES]);
+        let (fitting, others) = (gather(reduced, fits, true, &mut fitting), gather(reduced, fits, false, &mut others));
+        if !fitting.is_empty() {
+            A::prepare(cache, fitting, scale, whole, work);
+            prepared::<S, K, A>(cache, fitting, scale, chunk, work);
+        }
+        self::chunk::<S, K, InF32>(cache, others, scale, chunk, work);
+        let (mut fitting, mut others) = (fitting.iter(), others.iter());
+        for (row, fits) in reduced.iter_mut().zip(fits) {
+            if let Some(done) = if *fits { fitting.next() } else { others.next() } {
+                *row = *done;
             }
-            first += alike;
         }
     }
+}
+
+/// Copies the rows whose mark is `wanted` to the front of `out`, in their order.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+fn gather<'a>(rows: &[QueryRow], marks: &[bool], wanted: bool, out: &'a mut [QueryRow]) -> &'a mut [QueryRow] {
+    let found = rows.iter().zip(marks).filter(|(_, mark)| **mark == wanted);
+    let n = out.iter_mut().zip(found).map(|(out, (row, _))| *out = *row).count();
+    &mut out[..n]
 }
 
 /// The positions of a chunk that some of the queries see, widened to multiples of `grain`.

@@ -3,7 +3,7 @@
 use super::super::isa::scalar::Scalar;
 use super::super::kernels::{AttendFn, IsaLevel};
 use super::super::kv::LayerCache;
-use super::super::kv_format::{KvF16, KvQ8};
+use super::super::kv_format::{KvF16, KvF32, KvQ4, KvQ8};
 use super::*;
 use crate::model::KvType;
 
@@ -12,6 +12,8 @@ struct Case {
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     queries: Vec<Vec<f32>>,
+    /// By how many positions each query's window begins after that of the one before.
+    slide: usize,
 }
 
 impl Case {
@@ -25,7 +27,7 @@ impl Case {
             (0..head_dim).map(|_| next()).collect::<Vec<f32>>()
         };
         let mut rows = |n: usize| (0..n).map(|_| row()).collect::<Vec<_>>();
-        Case { head_dim, keys: rows(n_ctx), values: rows(n_ctx), queries: rows(n_queries) }
+        Case { head_dim, keys: rows(n_ctx), values: rows(n_ctx), queries: rows(n_queries), slide: 1 }
     }
 
     fn cache(&self, kv_type: KvType) -> LayerCache {
@@ -35,19 +37,19 @@ impl Case {
             // SAFETY: inside the cache, in its own format.
             unsafe {
                 match kv_type {
-                    KvType::F32 => head.store::<super::super::kv_format::KvF32>(p, k, v),
+                    KvType::F32 => head.store::<KvF32>(p, k, v),
                     KvType::F16 => head.store::<KvF16>(p, k, v),
-                    KvType::Q8_0 => head.store::<super::super::kv_format::KvQ8>(p, k, v),
-                    KvType::Q4_0 => head.store::<super::super::kv_format::KvQ4>(p, k, v),
+                    KvType::Q8_0 => head.store::<KvQ8>(p, k, v),
+                    KvType::Q4_0 => head.store::<KvQ4>(p, k, v),
                 }
             }
         }
         cache
     }
 
-    /// The last query sees all but the first few positions, those before it one less each.
+    /// The last query sees all but the first positions, those before it end one earlier each.
     fn sees(&self, i: usize) -> (usize, usize) {
-        (i, self.keys.len() + 1 + i - self.queries.len())
+        (i * self.slide, self.keys.len() + 1 + i - self.queries.len())
     }
 
     /// Results of all queries, `together` at a time.
@@ -148,57 +150,95 @@ fn every_instruction_set_and_cache_type_attends() {
 }
 
 /// The schemes of less than f32's precision without their instructions: what they compute, on every machine.
+fn reduced<K: KvFormat>() -> [(AttendFn, IsaLevel); 2] {
+    [(chunk_mixed::<Scalar, K, InBf16>, IsaLevel::Avx512Bf16), (chunk_mixed::<Scalar, K, InF16>, IsaLevel::Avx512Fp16)]
+}
+
 #[test]
 fn reduced_products_attend_in_plain_rust() {
     for (head_dim, n_queries) in [(72, 20), (80, 5)] {
         let case = Case::new(head_dim, 1100, n_queries);
         let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, n_queries);
-        let schemes: [(AttendFn, _); 2] = [
-            (chunk_mixed::<Scalar, KvF16, InBf16>, IsaLevel::Avx512Bf16),
-            (chunk_mixed::<Scalar, KvF16, InF16>, IsaLevel::Avx512Fp16),
-        ];
-        for (attend, level) in schemes {
+        for (attend, level) in reduced::<KvF16>() {
             let got = case.attend(attend, KvType::F16, n_queries);
             assert!(case.nmse(&got) < limit(level, KvType::F16), "{}", level.name());
             assert_ne!(got, exact, "{}", level.name());
         }
-        let got = case.attend(chunk_mixed::<Scalar, KvQ8, InF16>, KvType::Q8_0, n_queries);
-        assert!(case.nmse(&got) < limit(IsaLevel::Avx512Fp16, KvType::Q8_0));
+        for (attend, level) in reduced::<KvQ8>() {
+            assert!(case.nmse(&case.attend(attend, KvType::Q8_0, n_queries)) < limit(level, KvType::Q8_0));
+        }
+        for (attend, level) in reduced::<KvQ4>() {
+            assert!(case.nmse(&case.attend(attend, KvType::Q4_0, n_queries)) < limit(level, KvType::Q4_0));
+        }
+    }
+}
+
+/// Windows begin anywhere in whole chunks, and each query gets what it gets alone.
+#[test]
+fn sliding_windows_do_not_depend_on_company() {
+    let case = Case { slide: 37, ..Case::new(24, 1300, 21) };
+    for (attend, level) in reduced::<KvF16>() {
+        let alone = case.attend(attend, KvType::F16, 1);
+        assert!(case.nmse(&alone) < limit(level, KvType::F16), "{}", level.name());
+        for together in [2, 7, 16, 21] {
+            assert_eq!(case.attend(attend, KvType::F16, together), alone, "{} {together}", level.name());
+        }
     }
 }
 
 /// Queries whose scores would be rounded too much are computed in f32, whoever comes with them, and so is everything
-/// where values leave f16's range.
+/// where numbers leave f16's range.
 #[test]
 fn large_scores_and_values_are_computed_in_f32() {
-    let reduced: [AttendFn; 2] = [chunk_mixed::<Scalar, KvF16, InBf16>, chunk_mixed::<Scalar, KvF16, InF16>];
     let mut case = Case::new(64, 1100, 12);
     for q in case.queries.iter_mut().skip(1).step_by(3) {
         q.iter_mut().for_each(|x| *x *= 40.0);
     }
     let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 12);
-    for attend in reduced {
+    for (attend, level) in reduced::<KvF16>() {
         let alone = case.attend(attend, KvType::F16, 1);
         for (i, (got, exact)) in alone.iter().zip(&exact).enumerate() {
-            assert_eq!(got == exact, i % 3 == 1, "query {i}");
+            assert_eq!(got == exact, i % 3 == 1, "{} query {i}", level.name());
         }
         assert_eq!(case.attend(attend, KvType::F16, 12), alone);
     }
+    let in_f16 = reduced::<KvF16>()[1].0;
     // One in the middle of each chunk.
     for v in case.values.iter_mut().skip(128).step_by(CHUNK) {
         v[7] = 2000.0;
     }
     let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 12);
-    assert_eq!(case.attend(reduced[1], KvType::F16, 12), exact);
+    assert_eq!(case.attend(in_f16, KvType::F16, 12), exact);
+    // Queries that are no f16, and keys that no product with them shows.
+    let mut case = Case::new(16, 1100, 3);
+    case.queries.iter_mut().for_each(|q| q[3] = 1e6);
+    case.keys.iter_mut().for_each(|k| k.fill(0.0));
+    let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 3);
+    assert!(exact.iter().flatten().all(|x| x.is_finite()));
+    assert_eq!(case.attend(in_f16, KvType::F16, 3), exact);
 }
 
-/// Up to [`LONG`] positions, and in the chunk that a query is in, nothing is reduced.
+/// Nothing is reduced up to [`LONG`] positions, and in a chunk of which a query does not see the end.
 #[test]
-fn short_texts_are_computed_in_f32() {
-    let reduced: [AttendFn; 2] = [chunk_mixed::<Scalar, KvF16, InBf16>, chunk_mixed::<Scalar, KvF16, InF16>];
-    let case = Case::new(16, LONG, 9);
-    let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 9);
-    for attend in reduced {
-        assert_eq!(case.attend(attend, KvType::F16, 9), exact);
+fn short_texts_and_last_chunks_are_computed_in_f32() {
+    for (attend, level) in reduced::<KvF16>() {
+        let case = Case::new(16, LONG, 9);
+        let exact = case.attend(chunk::<Scalar, KvF16, InF32>, KvType::F16, 9);
+        assert_eq!(case.attend(attend, KvType::F16, 9), exact, "{}", level.name());
+        // Windows of 200 positions, the last of which is before the end of a chunk.
+        let case = Case { slide: 1, ..Case::new(16, 2 * LONG - 1, 3) };
+        let windows = |attend: AttendFn| {
+            let mut cache = case.cache(KvType::F16);
+            let head = cache.heads(1).next().unwrap();
+            let mut work = AttentionWork::new(16);
+            let mut out = vec![0.0; 16];
+            let q = case.queries[0].as_ptr();
+            let sees = (2 * LONG - 201, 2 * LONG - 1);
+            let mut rows = [QueryRow { q, sees, out: out.as_mut_ptr(), ..QueryRow::EMPTY }];
+            // SAFETY: the rows and the cache are set up above.
+            unsafe { attend(&head, &mut rows, 0.25, 2 * LONG / CHUNK - 1, &mut work) };
+            (out, rows[0].max, rows[0].sum)
+        };
+        assert_eq!(windows(attend), windows(chunk::<Scalar, KvF16, InF32>), "{}", level.name());
     }
 }

@@ -33,7 +33,8 @@ impl Exec<'_> {
         chunk: usize,
         work: &mut AttentionWork,
     ) {
-        // SAFETY: the cache holds all positions up to this batch's, and rows are set up by the callers.
+        // SAFETY: the cache holds all positions up to this batch's, and rows are set up by the callers, in the order of
+        // their positions.
         unsafe { (self.attend)(cache, rows, scale, chunk, work) }
     }
 

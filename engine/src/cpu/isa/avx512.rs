@@ -296,6 +296,9 @@ impl Bf16 for Avx512 {
     }
 }
 
+/// Rounding of a conversion: to nearest, ties to even.
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
 // SAFETY (all methods): the caller's CPU has AVX-512 FP16 too.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl F16 for Avx512 {
@@ -306,7 +309,6 @@ impl F16 for Avx512 {
     #[inline(always)]
     unsafe fn h_pack(low: __m512, high: __m512) -> __m512i {
         unsafe {
-            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
             let (low, high) = (_mm512_cvtps_ph::<NEAREST>(low), _mm512_cvtps_ph::<NEAREST>(high));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
@@ -325,7 +327,7 @@ impl F16 for Avx512 {
     #[inline(always)]
     unsafe fn h_store_twice(p: *mut u16, v: __m512) {
         unsafe {
-            let once = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            let once = _mm512_cvtps_ph::<NEAREST>(v);
             let low = _mm512_cvtepu16_epi32(once);
             _mm512_storeu_si512(p.cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(low)));
         }

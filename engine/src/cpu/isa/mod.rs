@@ -152,7 +152,7 @@ pub(crate) trait Bf16: Isa {
     unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B;
     /// Stores 16 rounded numbers.
     unsafe fn bf_store(p: *mut u16, v: Self::F);
-    /// `e^x` for x up to 0, relative error below 2e-4: a twentieth of what rounding to bf16 does.
+    /// `e^x` for x from -87 to 0, relative error below 2e-4, a twentieth of what rounding to bf16 does; below that, nearly 0.
     unsafe fn bf_exp(x: Self::F) -> Self::F;
     /// Adds to each lane the products of its two numbers with the two at `pair`.
     unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F;
@@ -179,8 +179,8 @@ pub(crate) trait F16: Isa {
     unsafe fn h_splat(twice: *const u16) -> Self::B;
     /// `a * b + c`, rounded once.
     unsafe fn h_fma(a: Self::B, b: Self::B, c: Self::B) -> Self::B;
-    /// The larger of `a` and the magnitude of `b`.
+    /// The larger of `a` and the magnitude of `b`; either where one is NaN.
     unsafe fn h_max_abs(a: Self::B, b: Self::B) -> Self::B;
-    /// `e^x` for x up to 0, relative error below 1e-5: a twentieth of what rounding to f16 does.
+    /// `e^x` for x from -87 to 0, relative error below 1e-5, a fiftieth of what rounding to f16 does; below that, nearly 0.
     unsafe fn h_exp(x: Self::F) -> Self::F;
 }
