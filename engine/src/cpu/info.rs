@@ -57,6 +57,8 @@ fn features() -> Vec<&'static str> {
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512dq", is_x86_feature_detected!("avx512dq")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
     ];
     known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
 }

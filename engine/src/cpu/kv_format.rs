@@ -81,7 +81,11 @@ trait Element: 'static {
     ///
     /// # Safety
     /// `low` and `high` point to 16 elements; the CPU has the instruction set.
-    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B;
+    #[inline(always)]
+    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B {
+        // SAFETY: as the caller promises.
+        unsafe { S::h_pack(Self::load::<S>(low), Self::load::<S>(high)) }
+    }
     /// # Safety
     /// `p` points to an element.
     unsafe fn store(p: *mut u8, x: f32);
@@ -120,10 +124,6 @@ impl Element for KvF32 {
     #[inline(always)]
     unsafe fn load<S: Isa>(p: *const u8) -> S::F {
         unsafe { S::f_load(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B {
-        unsafe { S::h_pack(Self::load::<S>(low), Self::load::<S>(high)) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut u8, x: f32) {

@@ -77,8 +77,6 @@ struct FromCache<K>(PhantomData<K>);
 /// From what was converted.
 struct Converted;
 
-// SAFETY (both impls): inside the tile or value that the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<S: F16, K: KvFormat> Source<S> for FromCache<K> {
     #[inline(always)]
     fn tile_bytes(n: usize) -> usize {
@@ -90,15 +88,16 @@ impl<S: F16, K: KvFormat> Source<S> for FromCache<K> {
     }
     #[inline(always)]
     unsafe fn keys(tile: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: inside the tile that the caller points to.
         unsafe { K::half_keys::<S>(tile, n, d) }
     }
     #[inline(always)]
     unsafe fn value(row: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: inside the value that the caller points to.
         unsafe { K::half_value::<S>(row, n, d) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<S: F16> Source<S> for Converted {
     #[inline(always)]
     fn tile_bytes(n: usize) -> usize {
@@ -110,10 +109,12 @@ impl<S: F16> Source<S> for Converted {
     }
     #[inline(always)]
     unsafe fn keys(tile: *const u8, _: usize, d: usize) -> S::B {
+        // SAFETY: inside the tile that the caller points to.
         unsafe { S::b_load(tile.add(2 * d * WIDE)) }
     }
     #[inline(always)]
     unsafe fn value(row: *const u8, _: usize, d: usize) -> S::B {
+        // SAFETY: inside the value that the caller points to.
         unsafe { S::b_load(row.add(2 * d)) }
     }
 }
