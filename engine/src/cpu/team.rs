@@ -1,15 +1,19 @@
 //! The thread team: one parallel region per forward pass, whose members walk the steps together.
 //!
-//! Members claim work from a shared cursor, so that a slow core does not hold the others, and meet at a barrier after
-//! each phase.
+//! A step is one or a few phases, in which members claim pieces of work from a shared cursor. A phase ends when all its
+//! pieces are done, not when all members have come: one that another process keeps from running, and that has claimed
+//! nothing, holds nobody up. When it runs again it goes past the phases that are over, to where the others are. So members
+//! may read what others write inside of phases only, where they hold a piece, and the phase cannot end without them.
 //!
-//! What a waiting member should do depends on where the others are. If one that is still missing was last seen on this
-//! very core, it cannot go on until this one yields. Otherwise this one should keep spinning: on a core that another
-//! process wants too, yielding costs a whole time slice of that process, some milliseconds, hundreds of times a token.
+//! Who ends a phase does what lies between it and the next one, and opens that.
+//!
+//! What a waiting member should do depends on where the others are. If one that is at work was last seen on this very core,
+//! it cannot go on until this one yields. Otherwise this one should keep spinning: on a core that another process wants
+//! too, yielding costs a whole time slice of that process, some milliseconds, hundreds of times a token.
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -21,7 +25,7 @@ const SPINS_PER_LOOK: u32 = 128;
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
-/// Cache lines asked for between two looks at a barrier.
+/// Cache lines asked for between two looks at the cursor.
 const LINES_PER_SPIN: usize = 4;
 
 /// Asks for a cache line, where the processor has an instruction for it.
@@ -48,31 +52,31 @@ pub(crate) struct Team {
     sync: Sync,
 }
 
-/// State the members share. Padded, so that the cursor and the barrier do not share a cache line.
+/// State the members share. Padded, so that its parts do not share a cache line.
 #[derive(Default)]
 struct Sync {
-    cursor: Padded<AtomicUsize>,
-    arrived: Padded<AtomicUsize>,
-    generation: Padded<AtomicUsize>,
+    /// The open phase (from 1) in the upper half, its first item that nobody has claimed in the lower half.
+    cursor: Padded<AtomicU64>,
+    /// Items of the open phase that are done.
+    done: Padded<AtomicUsize>,
+    /// Whether a member has begun.
+    begun: AtomicBool,
     poisoned: AtomicBool,
-    members: Vec<Padded<Place>>,
+    places: Vec<Padded<Place>>,
 }
+
+/// Bits of the cursor below the phase.
+const ITEM_BITS: u32 = u32::BITS;
 
 /// Where a member was last seen.
+#[derive(Default)]
 struct Place {
-    /// Its core.
     core: AtomicUsize,
-    /// How many barriers it has come to.
-    arrivals: AtomicUsize,
+    /// Whether it is at work, or about to claim some, and not waiting.
+    working: AtomicBool,
 }
 
-impl Default for Place {
-    fn default() -> Place {
-        Place { core: AtomicUsize::new(UNKNOWN_CORE), arrivals: AtomicUsize::new(0) }
-    }
-}
-
-/// The core of a member that has not been seen.
+/// The core of all threads where the system does not tell.
 const UNKNOWN_CORE: usize = usize::MAX;
 
 /// The core this thread runs on, where the system tells.
@@ -93,7 +97,7 @@ impl Team {
         let build =
             || rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("tandem-cpu-{i}")).build();
         let pool = if n > 1 { Some(build().map_err(fail)?) } else { None };
-        // The pool may have fewer threads than asked for, and the barrier waits for each it counts.
+        // The pool may have fewer threads than asked for, and what is shared out should fit it.
         let n = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
         Ok(Team { pool, n, sync: Sync::default() })
     }
@@ -112,11 +116,9 @@ impl Team {
 
     /// Runs `body` once on every member, in parallel, and returns when all are done.
     pub(crate) fn run(&mut self, body: impl Fn(&Member<'_>) + std::marker::Sync) {
-        // Members that have not started yet are taken to be where they were last.
-        let mut members = std::mem::take(&mut self.sync.members);
-        members.resize_with(self.n, Padded::default);
-        members.iter_mut().for_each(|member| *member.0.arrivals.get_mut() = 0);
-        self.sync = Sync { members, ..Sync::default() };
+        let mut places = std::mem::take(&mut self.sync.places);
+        places.resize_with(self.n, Padded::default);
+        self.sync = Sync { places, ..Sync::default() };
         let sync = &self.sync;
         match &self.pool {
             None => body(&Member::new(0, 1, sync)),
@@ -124,8 +126,9 @@ impl Team {
                 let n = self.n;
                 pool.broadcast(|ctx| {
                     let _guard = PoisonOnPanic(sync);
-                    sync.members[ctx.index()].0.core.store(this_core(), Ordering::Relaxed);
-                    body(&Member::new(ctx.index(), n, sync));
+                    let member = Member::new(ctx.index(), n, sync);
+                    body(&member);
+                    member.rests();
                 });
             }
         }
@@ -149,47 +152,158 @@ pub(crate) struct Member<'a> {
     pub(crate) index: usize,
     n: usize,
     sync: &'a Sync,
-    /// Whether member 0 did something that the others have not waited for yet.
-    apart: Cell<bool>,
+    /// The phase that it came to last, from 1.
+    phase: Cell<u32>,
+    /// Whether it ended that phase, and opens the next one.
+    opens: Cell<bool>,
     /// Addresses to be read soon, which a waiting member asks the memory for.
     ahead: Cell<Range<usize>>,
 }
 
 impl<'a> Member<'a> {
+    /// A member that begins. The first one to do so opens the first phase.
     fn new(index: usize, n: usize, sync: &'a Sync) -> Member<'a> {
-        Member { index, n, sync, apart: Cell::new(false), ahead: Cell::new(0..0) }
+        let opens = !sync.begun.swap(true, Ordering::Relaxed);
+        let member = Member { index, n, sync, phase: Cell::new(0), opens: Cell::new(opens), ahead: Cell::new(0..0) };
+        if opens {
+            member.works();
+        }
+        member
     }
 
-    /// Work of a single item, which member 0 does. The others go on, and wait for it at [`Member::meet`]: so pieces of such
-    /// work, one after the other, cost a single barrier.
+    /// How many members there are.
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Work of a single item between two phases, which the member does that ended the first one. The others go on; what it
+    /// writes is to be read in phases, and by other such work.
     pub(crate) fn alone(&self, mut body: impl FnMut(Range<usize>)) {
-        if self.index == 0 {
+        if self.opens.get() {
             body(0..1);
         }
-        self.apart.set(true);
     }
 
-    /// Waits for what was done [`alone`](Member::alone), before the others read it. Every phase begins so.
-    pub(crate) fn meet(&self) {
-        if self.apart.replace(false) && self.n > 1 {
-            self.barrier();
-        }
+    /// One phase: `body` gets disjoint ranges that together cover `0..n_items`, claimed `grain` at a time. It returns when
+    /// there is nothing left to claim.
+    pub(crate) fn phase(&self, n_items: usize, grain: usize, body: impl FnMut(Range<usize>)) {
+        self.claim_all(n_items, |_| grain.max(1), body);
     }
 
-    /// What this member will claim first of a phase by [`Member::phase_runs`], if all come to it at once and in order.
-    pub(crate) fn first_run(&self, n_items: usize) -> Range<usize> {
-        let start = (0..self.index).fold(0, |start, _| start + self.run_length(n_items, start));
-        start.min(n_items)..(start + self.run_length(n_items, start)).min(n_items)
+    /// A phase whose items are about equally long: claimed in many pieces, so that all members end together.
+    pub(crate) fn phase_even(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
+        self.phase(n_items, n_items.div_ceil(self.n * 8), body);
+    }
+
+    /// A phase over items that lie one after the other in memory: claimed in long runs first, in ever shorter ones towards
+    /// the end, so that members read on where they are and still end together.
+    pub(crate) fn phase_runs(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
+        self.claim_all(n_items, |start| self.run_length(n_items, start), body);
     }
 
     fn run_length(&self, n_items: usize, start: usize) -> usize {
         (n_items.saturating_sub(start) / (2 * self.n)).max(1)
     }
 
+    /// What this member will claim first of a phase by [`Member::phase_runs`], if it waits for the phase, and all come to it
+    /// at once and in order: behind the one that opens it.
+    pub(crate) fn first_run(&self, n_items: usize) -> Range<usize> {
+        let before = 1 + self.index % (self.n - 1).max(1);
+        let start = (0..before).fold(0, |start, _| start + self.run_length(n_items, start));
+        start.min(n_items)..(start + self.run_length(n_items, start)).min(n_items)
+    }
+
+    /// Claims pieces, `length(start)` items long, and does them, until none is left.
+    fn claim_all(&self, n_items: usize, length: impl Fn(usize) -> usize, mut body: impl FnMut(Range<usize>)) {
+        if n_items == 0 {
+            return;
+        }
+        if self.n == 1 {
+            return body(0..n_items);
+        }
+        assert!(n_items < 1 << ITEM_BITS, "more items than the cursor counts");
+        let phase = self.phase.get() + 1;
+        self.phase.set(phase);
+        if self.opens.replace(false) {
+            self.sync.cursor.0.store(u64::from(phase) << ITEM_BITS, Ordering::Release);
+        } else {
+            self.wait(phase);
+        }
+        self.works();
+        let mut done = 0;
+        while let Some(piece) = self.claim(phase, n_items, &length) {
+            done += piece.len();
+            body(piece);
+        }
+        if done > 0 && self.sync.done.0.fetch_add(done, Ordering::AcqRel) + done == n_items {
+            self.sync.done.0.store(0, Ordering::Relaxed);
+            self.opens.set(true);
+        }
+    }
+
+    /// Claims a piece of a phase, if it is still open and has one.
+    fn claim(&self, phase: u32, n_items: usize, length: impl Fn(usize) -> usize) -> Option<Range<usize>> {
+        let piece = |cursor: u64| {
+            let start = (cursor & ((1 << ITEM_BITS) - 1)) as usize;
+            let is_left = cursor >> ITEM_BITS == u64::from(phase) && start < n_items;
+            is_left.then(|| start..n_items.min(start + length(start)))
+        };
+        let claimed = |cursor| piece(cursor).map(|piece| cursor + piece.len() as u64);
+        // Whoever opened the phase was waited for: there is nothing else to acquire.
+        self.sync.cursor.0.try_update(Ordering::Relaxed, Ordering::Relaxed, claimed).ok().and_then(piece)
+    }
+
+    /// Waits until a phase is open, or over.
+    fn wait(&self, phase: u32) {
+        let is_open = || self.sync.cursor.0.load(Ordering::Acquire) >> ITEM_BITS >= u64::from(phase);
+        let (mut spins, mut since) = (0u32, None);
+        if !is_open() {
+            self.rests();
+        }
+        while !is_open() {
+            spins = spins.wrapping_add(1);
+            self.prefetch_some();
+            std::hint::spin_loop();
+            if !spins.is_multiple_of(SPINS_PER_LOOK) {
+                continue;
+            }
+            assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
+            let long = since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME;
+            if long || self.is_in_the_way() {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Lets the others know where this member works.
+    fn works(&self) {
+        let place = &self.sync.places[self.index].0;
+        place.core.store(this_core(), Ordering::Relaxed);
+        place.working.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the others know that this member holds nothing.
+    fn rests(&self) {
+        self.sync.places[self.index].0.working.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a member at work was last seen on this member's core.
+    fn is_in_the_way(&self) -> bool {
+        let here = this_core();
+        let working_here =
+            |place: &Place| place.working.load(Ordering::Relaxed) && place.core.load(Ordering::Relaxed) == here;
+        here != UNKNOWN_CORE && self.sync.places.iter().any(|place| working_here(&place.0))
+    }
+
     /// Names bytes that this member is likely to read soon. While it waits for others it has them brought into its cache.
     pub(crate) fn read_ahead(&self, bytes: &[u8]) {
         let start = bytes.as_ptr().addr();
         self.ahead.set(start..start + bytes.len());
+    }
+
+    /// Whether this member will wait for the next phase.
+    pub(crate) fn waits(&self) -> bool {
+        !self.opens.get()
     }
 
     /// Asks for some more of what is to be read soon.
@@ -200,100 +314,6 @@ impl<'a> Member<'a> {
             prefetch(line);
         }
         self.ahead.set(end..ahead.end);
-    }
-
-    /// How many members there are.
-    pub(crate) fn len(&self) -> usize {
-        self.n
-    }
-
-    /// One phase: `body` gets disjoint ranges that together cover `0..n_items`, claimed `grain` at a time; returns when
-    /// all members are through.
-    pub(crate) fn phase(&self, n_items: usize, grain: usize, mut body: impl FnMut(Range<usize>)) {
-        let grain = grain.max(1);
-        self.meet();
-        if self.n == 1 {
-            if n_items > 0 {
-                body(0..n_items);
-            }
-            return;
-        }
-        loop {
-            let start = self.sync.cursor.0.fetch_add(grain, Ordering::Relaxed);
-            if start >= n_items {
-                break;
-            }
-            body(start..(start + grain).min(n_items));
-        }
-        self.barrier();
-    }
-
-    /// A phase whose items are about equally long: claimed in many pieces, so that all members end together.
-    pub(crate) fn phase_even(&self, n_items: usize, body: impl FnMut(Range<usize>)) {
-        self.phase(n_items, n_items.div_ceil(self.n * 8), body);
-    }
-
-    /// A phase over items that lie one after the other in memory: claimed in long runs first, in ever shorter ones towards
-    /// the end, so that members read on where they are and still end together.
-    pub(crate) fn phase_runs(&self, n_items: usize, mut body: impl FnMut(Range<usize>)) {
-        self.meet();
-        if self.n == 1 {
-            if n_items > 0 {
-                body(0..n_items);
-            }
-            return;
-        }
-        let run = |start: usize| self.run_length(n_items, start);
-        let claim = || self.sync.cursor.0.update(Ordering::Relaxed, Ordering::Relaxed, |start| start + run(start));
-        loop {
-            let start = claim();
-            if start >= n_items {
-                break;
-            }
-            body(start..start + run(start));
-        }
-        self.barrier();
-    }
-
-    fn barrier(&self) {
-        let generation = self.sync.generation.0.load(Ordering::Acquire);
-        let own = &self.sync.members[self.index].0;
-        own.arrivals.store(generation + 1, Ordering::Relaxed);
-        if self.sync.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.n {
-            self.sync.arrived.0.store(0, Ordering::Relaxed);
-            self.sync.cursor.0.store(0, Ordering::Relaxed);
-            self.sync.generation.0.store(generation + 1, Ordering::Release);
-        } else {
-            self.wait(generation);
-        }
-        own.core.store(this_core(), Ordering::Relaxed);
-    }
-
-    /// Waits for the end of a generation.
-    fn wait(&self, generation: usize) {
-        let mut spins = 0u32;
-        let mut since = None;
-        while self.sync.generation.0.load(Ordering::Acquire) == generation {
-            spins = spins.wrapping_add(1);
-            self.prefetch_some();
-            std::hint::spin_loop();
-            if !spins.is_multiple_of(SPINS_PER_LOOK) {
-                continue;
-            }
-            assert!(!self.sync.poisoned.load(Ordering::Acquire), "another thread of the team panicked");
-            let long = since.get_or_insert_with(Instant::now).elapsed() > SPIN_TIME;
-            if long || self.blocks_a_missing_member(generation) {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    /// Whether a member that has not come to this barrier yet was last seen on this member's core.
-    fn blocks_a_missing_member(&self, generation: usize) -> bool {
-        let here = this_core();
-        let missing = |place: &Place| place.arrivals.load(Ordering::Relaxed) <= generation;
-        let mut others = self.sync.members.iter().map(|member| &member.0);
-        here != UNKNOWN_CORE && others.any(|place| missing(place) && place.core.load(Ordering::Relaxed) == here)
     }
 }
 
@@ -407,13 +427,47 @@ mod tests {
     }
 
     #[test]
-    fn first_runs_are_what_members_claim_one_after_the_other() {
+    fn first_runs_are_those_behind_the_opening_members() {
         let team = |n: usize, index: usize, n_items: usize| {
-            let sync = Sync::default();
+            let sync = Sync { begun: AtomicBool::new(true), ..Sync::default() };
             Member::new(index, n, &sync).first_run(n_items)
         };
-        assert_eq!([team(2, 0, 100), team(2, 1, 100)], [0..25, 25..43]);
-        assert_eq!([team(4, 0, 2), team(4, 1, 2), team(4, 3, 2)], [0..1, 1..2, 2..2]);
+        assert_eq!([team(2, 0, 100), team(2, 1, 100)], [25..43, 25..43]);
+        assert_eq!([team(4, 0, 3), team(4, 1, 3), team(4, 2, 3)], [1..2, 2..3, 3..3]);
+    }
+
+    #[test]
+    fn a_member_that_holds_nothing_is_not_waited_for() {
+        const ROUNDS: u32 = 100;
+        for late_at in [0, 50] {
+            let mut data = vec![0u32; 90];
+            let shared = Shared::new(&mut data);
+            let (is_late, all_done) = (AtomicBool::new(false), AtomicBool::new(false));
+            Team::new(2).unwrap().run(|m| {
+                let mut late = false;
+                for round in 0..ROUNDS {
+                    if round == late_at && m.waits() && !is_late.swap(true, Ordering::Relaxed) {
+                        late = true;
+                        let since = Instant::now();
+                        while !all_done.load(Ordering::Relaxed) {
+                            assert!(since.elapsed() < Duration::from_secs(60), "the other member waits for this one");
+                            std::thread::yield_now();
+                        }
+                    }
+                    // SAFETY: one member, before the phase.
+                    m.alone(|_| unsafe { shared.get_mut(0..1)[0] += 1 });
+                    m.phase(0, 1, |_| unreachable!("there are no items"));
+                    m.phase_even(89, |range| {
+                        assert!(!late, "a phase that was over");
+                        // SAFETY: ranges of one phase are disjoint.
+                        let items = unsafe { shared.get_mut(range.start + 1..range.end + 1) };
+                        items.iter_mut().for_each(|x| *x += 1);
+                    });
+                }
+                all_done.store(true, Ordering::Relaxed);
+            });
+            assert!(is_late.into_inner() && data.iter().all(|x| *x == ROUNDS));
+        }
     }
 
     #[test]

@@ -9,15 +9,13 @@ use super::Exec;
 const AHEAD: usize = 256 << 10;
 
 impl Exec<'_> {
-    /// Tells a member, before a step that multiplies, which weights it is likely to multiply after those of this step. (The
-    /// time of many tokens does not depend on how fast weights are read.)
-    pub(super) fn read_ahead<'s>(&self, step: &Step, next: impl Iterator<Item = &'s Step>, m: &Member<'_>) {
-        if self.n() > 1 || weights(step) == Weights::None {
+    /// Tells a member, before the first of some steps, which weights it is likely to multiply first. (The time of many
+    /// tokens does not depend on how fast weights are read.)
+    pub(super) fn read_ahead<'s>(&self, steps: impl Iterator<Item = &'s Step>, m: &Member<'_>) {
+        if self.n() > 1 || !m.waits() {
             return;
         }
-        // While members wait for this step's input, its own weights are asked for.
-        m.meet();
-        let next = next.map(weights).find(|weights| *weights != Weights::None);
+        let next = steps.map(weights).find(|weights| *weights != Weights::None);
         let Some(Weights::Known { first, more }) = next else { return };
         let matrix = self.matrices(first);
         let n_panels = |id: &WeightId| self.matrices(*id).n_panels();

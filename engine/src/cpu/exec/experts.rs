@@ -140,17 +140,22 @@ fn sort_by_expert(chosen: &[u32], n_used: usize, visited: &mut [Visited], rows: 
     }
 }
 
-// SAFETY of the `Shared` accesses below: as in the parent module. The lists of the routing are written in phases of
-// `route`, and only read by the steps after it.
+// SAFETY of the `Shared` accesses below: as in the parent module. The lists of the routing are written by `route`, and only
+// read in the phases of the steps after it.
 impl Exec<'_> {
     fn n_used(&self) -> usize {
         self.program.hparams.n_expert_used
     }
 
+    /// Most experts that the tokens of the batch can have chosen; what they did choose is known in phases only.
+    fn most_visited(&self) -> usize {
+        self.width(Reg::R).min(self.n() * self.n_used())
+    }
+
     /// The experts that tokens chose.
     fn visited(&self) -> &[Visited] {
         // SAFETY: see above.
-        let all = unsafe { self.routing.visited.get(0..self.width(Reg::R)) };
+        let all = unsafe { self.routing.visited.get(0..self.most_visited()) };
         let n = all.iter().take_while(|v| v.columns.0 < v.columns.1).count();
         &all[..n]
     }
@@ -168,14 +173,15 @@ impl Exec<'_> {
     /// Members claim tokens, for which they compute the logits and choose; then one sorts. The logits of a single token
     /// are shared out by panels.
     pub(super) fn route(&self, router: &Linear, normalize: bool, m: &Member<'_>, own: &mut MemberScratch) {
-        let acts = self.input(Reg::H, &[router], m, own);
+        let mut input = self.input(Reg::H, &[router], m);
         if self.n() == 1 {
-            self.products(&[(router, Reg::R, false)], &acts, m, own);
+            self.products(&[(router, Reg::R, false)], &mut input, m, own);
         }
         let (width, n_used) = (self.width(Reg::R), self.n_used());
         self.tokens(m, |tokens| {
             if self.n() > 1 {
-                self.router_logits(router, tokens.clone(), &acts, own);
+                let acts = input.ready(self, &mut own.groups);
+                self.router_logits(router, tokens.clone(), acts, own);
             }
             for t in tokens {
                 // SAFETY: this member's tokens.
@@ -194,7 +200,6 @@ impl Exec<'_> {
                 sort_by_expert(self.routing.chosen.get(all), n_used, visited, rows, tokens);
             }
         });
-        m.meet();
     }
 
     /// All logits of some tokens.
@@ -225,14 +230,17 @@ impl Exec<'_> {
     ) {
         let (gate, up) = (self.matrices(gate), self.matrices(up));
         let quantized = gate.wants_quantized() || up.wants_quantized();
-        let rows = self.rows_as_input(Reg::H, gate.n_in, self.n(), quantized, m, own);
-        let acts = Acts { rows: self.routing.tokens.as_ptr(), ..rows };
+        let mut input = self.rows_as_input(Reg::H, gate.n_in, self.n(), quantized, m);
+        input.acts.rows = self.routing.tokens.as_ptr();
         let n_panels = gate.n_panels();
-        m.phase_even(self.visited().len() * n_panels, |claimed| {
+        m.phase_even(self.most_visited() * n_panels, |claimed| {
+            let acts = input.ready(self, &mut own.groups);
+            let visited = self.visited();
             for i in claimed.start / n_panels..claimed.end.div_ceil(n_panels) {
                 let first = i * n_panels;
                 let panels = claimed.start.max(first) - first..claimed.end.min(first + n_panels) - first;
-                self.expert_glu_panels((gate, up), act, self.visited()[i], panels, &acts, own);
+                let Some(visited) = visited.get(i) else { break };
+                self.expert_glu_panels((gate, up), act, *visited, panels, acts, own);
             }
         });
     }
@@ -275,9 +283,10 @@ impl Exec<'_> {
     pub(super) fn expert_down(&self, down: WeightId, output: Reg, add: bool, m: &Member<'_>, own: &mut MemberScratch) {
         let down = self.matrices(down);
         let n = self.n() * self.n_used();
-        let rows = self.rows_as_input(Reg::F, down.n_in, n, down.wants_quantized(), m, own);
-        let acts = Acts { rows: self.routing.rows.as_ptr(), ..rows };
+        let mut input = self.rows_as_input(Reg::F, down.n_in, n, down.wants_quantized(), m);
+        input.acts.rows = self.routing.rows.as_ptr();
         m.phase_even(down.n_panels(), |panels| {
+            let acts = input.ready(self, &mut own.groups);
             let outputs = panels.start * LANES..down.n_out.min(panels.end * LANES);
             if !add {
                 for t in 0..self.n() {
@@ -286,7 +295,7 @@ impl Exec<'_> {
                 }
             }
             for visited in self.visited() {
-                self.expert_down_panels(down, output, *visited, panels.clone(), &acts, own);
+                self.expert_down_panels(down, output, *visited, panels.clone(), acts, own);
             }
         });
     }

@@ -1,7 +1,8 @@
 //! Walks the steps of a program: the CPU backend's side of every [`Step`].
 //!
 //! All members of the team run [`Exec::step`] together. A step is one or a few phases; in a phase members claim disjoint
-//! pieces of work, and a barrier ends it. The small steps of a single token are no phases: one member does them alone.
+//! pieces of work, and all that others write is read there. The small steps of a single token are no phases: one member does
+//! them alone.
 
 mod ahead;
 mod attend;
@@ -101,8 +102,9 @@ pub(super) fn run(cpu: &mut CpuBackend, blocks: Range<usize>, batch: &Batch<'_>,
         // Without output rows there is nothing for the head to do.
         let needed = |block: &&Block| block.kind != BlockKind::Head || !batch.output_rows().is_empty();
         let mut steps = program.blocks[blocks.clone()].iter().filter(needed).flat_map(|b| &b.steps);
-        while let Some(step) = steps.next() {
-            exec.read_ahead(step, steps.clone(), member);
+        loop {
+            exec.read_ahead(steps.clone(), member);
+            let Some(step) = steps.next() else { break };
             exec.step(step, member, own);
         }
     });
@@ -128,8 +130,41 @@ fn write_tile(out: &mut [f32], tile: &[f32], add: bool) {
     }
 }
 
+/// The input of products.
+struct Input {
+    acts: Acts,
+    /// The row that each member still has to quantize for itself.
+    own_row: Option<OwnRow>,
+}
+
+/// A row of a register as the only input.
+struct OwnRow {
+    reg: Reg,
+    t: usize,
+    /// Whether what int8 leaves over is a second column.
+    twice: bool,
+}
+
+impl Input {
+    /// The input, to be asked for in the phase that reads it, where the register stays as it is.
+    fn ready(&mut self, exec: &Exec<'_>, own: &mut [ActGroup]) -> &Acts {
+        if let Some(OwnRow { reg, t, twice }) = self.own_row.take() {
+            let n_in = self.acts.n_in;
+            let groups = n_in / GROUP;
+            if twice {
+                exec.quantize_twice(reg, n_in, t, &mut own[..2 * groups]);
+            } else {
+                exec.quantize_row(reg, n_in, t, &mut own[..groups]);
+            }
+            self.acts.groups = own.as_ptr();
+        }
+        &self.acts
+    }
+}
+
 // SAFETY of the `Shared` accesses below: within a phase, members claim disjoint rows, heads or panels, write only what
-// belongs to them, and read only registers that no member writes in that phase.
+// belongs to them, and read only registers that no member writes in that phase. Outside of phases, and of what one member
+// does alone, they read nothing that any member writes.
 impl Exec<'_> {
     fn n(&self) -> usize {
         self.batch.tokens.len()
@@ -170,16 +205,16 @@ impl Exec<'_> {
             Step::Embed { table, scale } => self.embed(*table, *scale, m),
             Step::Norm { norm, input, output, add } => self.norm(norm, *input, *output, *add, m),
             Step::Qkv { q, k, v } => {
-                let acts = self.input(Reg::H, &[q, k, v], m, own);
-                self.products(&[(q, Reg::Q, false), (k, Reg::K, false), (v, Reg::V, false)], &acts, m, own);
+                let mut input = self.input(Reg::H, &[q, k, v], m);
+                self.products(&[(q, Reg::Q, false), (k, Reg::K, false), (v, Reg::V, false)], &mut input, m, own);
             }
             Step::HeadNorm { q, k } => self.head_norms(q, k, m),
             Step::Rope { rope } => self.rope(*rope, m),
             Step::StoreKv { layer } => self.store_kv(*layer, m),
             Step::Attend { layer, scale, window } => self.attend(*layer, *scale, *window, m, own),
             Step::Linear { linear, input, output, add } => {
-                let acts = self.input(*input, &[linear], m, own);
-                self.products(&[(linear, *output, *add)], &acts, m, own);
+                let mut input = self.input(*input, &[linear], m);
+                self.products(&[(linear, *output, *add)], &mut input, m, own);
             }
             Step::Glu { gate, up, act } => self.glu(gate, up, *act, m, own),
             Step::Route { router, normalize } => self.route(router, *normalize, m, own),
@@ -232,38 +267,27 @@ impl Exec<'_> {
     }
 
     /// The batch's rows of a register as input of products: quantized to int8, if one of the matrices wants that.
-    fn input(&self, input: Reg, linears: &[&Linear], m: &Member<'_>, own: &mut MemberScratch) -> Acts {
+    fn input(&self, input: Reg, linears: &[&Linear], m: &Member<'_>) -> Input {
         let quantized = linears.iter().any(|l| self.matrix(l).wants_quantized());
-        self.rows_as_input(input, self.matrix(linears[0]).n_in, self.n(), quantized, m, own)
+        self.rows_as_input(input, self.matrix(linears[0]).n_in, self.n(), quantized, m)
     }
 
     /// The first `n` rows of `n_in` floats of a register as input of products. A single row is quantized by every member for
     /// itself, which takes less time than to share the work and to wait for each other.
-    fn rows_as_input(
-        &self,
-        input: Reg,
-        n_in: usize,
-        n: usize,
-        quantized: bool,
-        m: &Member<'_>,
-        own: &mut MemberScratch,
-    ) -> Acts {
-        let mut groups = self.groups.as_ptr();
-        if quantized && n == 1 {
-            m.meet();
-            let own = &mut own.groups[..n_in / GROUP];
-            self.quantize_row(input, n_in, 0, own);
-            groups = own.as_ptr();
-        } else if quantized {
+    fn rows_as_input(&self, reg: Reg, n_in: usize, n: usize, quantized: bool, m: &Member<'_>) -> Input {
+        if quantized && n > 1 {
             let per_row = n_in / GROUP;
             m.phase_even(n, |rows| {
                 for t in rows {
                     // SAFETY: this member's rows.
-                    self.quantize_row(input, n_in, t, unsafe { self.groups.get_mut(t * per_row..(t + 1) * per_row) });
+                    self.quantize_row(reg, n_in, t, unsafe { self.groups.get_mut(t * per_row..(t + 1) * per_row) });
                 }
             });
         }
-        Acts { n_in, x: self.registers[slot(input)].as_ptr(), groups, rows: std::ptr::null() }
+        let x = self.registers[slot(reg)].as_ptr();
+        let acts = Acts { n_in, x, groups: self.groups.as_ptr(), rows: std::ptr::null() };
+        let own_row = (quantized && n == 1).then_some(OwnRow { reg, t: 0, twice: false });
+        Input { acts, own_row }
     }
 
     /// Quantizes row `t` of `n_in` floats of a register to int8.
@@ -286,9 +310,10 @@ impl Exec<'_> {
     }
 
     /// Products of one input with one or more matrices, as one phase over all their panels.
-    fn products(&self, targets: &[(&Linear, Reg, bool)], acts: &Acts, m: &Member<'_>, own: &mut MemberScratch) {
+    fn products(&self, targets: &[(&Linear, Reg, bool)], input: &mut Input, m: &Member<'_>, own: &mut MemberScratch) {
         let total: usize = targets.iter().map(|(l, ..)| self.matrix(l).n_panels()).sum();
         self.panel_phase(total, m, |claimed| {
+            let acts = input.ready(self, &mut own.groups);
             let mut first = 0;
             for (linear, reg, add) in targets {
                 let matrix = self.matrix(linear);
@@ -354,15 +379,16 @@ impl Exec<'_> {
     }
 
     fn glu(&self, gate: &Linear, up: &Linear, act: Activation, m: &Member<'_>, own: &mut MemberScratch) {
-        let acts = self.input(Reg::H, &[gate, up], m, own);
+        let mut input = self.input(Reg::H, &[gate, up], m);
         let n_in = self.matrix(gate).n_in;
         self.panel_phase(self.matrix(gate).n_panels(), m, |panels| {
+            let acts = input.ready(self, &mut own.groups);
             for cols in column_passes(self.n(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers all columns of the batch.
                     unsafe {
-                        self.matrix(gate).multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile);
-                        self.matrix(up).multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile2);
+                        self.matrix(gate).multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile);
+                        self.matrix(up).multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile2);
                     }
                     self.activate(gate, up, act, p, cols.clone(), own);
                 }
@@ -458,16 +484,13 @@ impl Exec<'_> {
         let matrix = self.matrix(linear);
         let n_in = matrix.n_in;
         let parts = if matrix.wants_quantized() { 2 } else { 1 };
-        m.meet();
-        let groups = if parts == 2 { self.quantize_twice(rows.clone(), n_in, m, own) } else { std::ptr::null() };
-        // SAFETY: H is only read in this phase.
-        let x = unsafe { self.registers[slot(Reg::H)].get(rows.start * n_in..rows.end * n_in) }.as_ptr();
-        let acts = Acts { n_in, x, groups, rows: std::ptr::null() };
+        let mut input = self.output_rows_as_input(n_in, parts == 2, m);
         self.panel_phase(matrix.n_panels(), m, |panels| {
+            let acts = input.ready(self, &mut own.groups);
             for cols in column_passes(parts * rows.len(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers the columns.
-                    unsafe { matrix.multiply(self.arena, p, &acts, cols.clone(), &mut own.work, &mut own.tile) };
+                    unsafe { matrix.multiply(self.arena, p, acts, cols.clone(), &mut own.work, &mut own.tile) };
                     let tiles = own.tile.chunks_exact_mut(parts * LANES);
                     for (row, tile) in (cols.start / parts..cols.end / parts).zip(tiles) {
                         self.finish_logits(linear, soft_cap, p, row, tile);
@@ -491,36 +514,34 @@ impl Exec<'_> {
         }
     }
 
-    /// Quantizes rows of H to columns `2 i` (the row) and `2 i + 1` (what int8 left over); a single row by every member for
-    /// itself.
-    fn quantize_twice(
-        &self,
-        rows: Range<usize>,
-        n_in: usize,
-        m: &Member<'_>,
-        own: &mut MemberScratch,
-    ) -> *const ActGroup {
-        let groups = n_in / GROUP;
-        let quantize = |t: usize, both: &mut [ActGroup]| {
-            let (main, rest) = both.split_at_mut(groups);
-            // SAFETY: H is only read; `kernels` are those of this CPU.
-            unsafe {
-                let x = self.registers[slot(Reg::H)].get(t * n_in..(t + 1) * n_in);
-                (self.kernels.quantize_twice)(x.as_ptr(), main, rest);
-            }
-        };
-        if rows.len() == 1 {
-            let both = &mut own.groups[..2 * groups];
-            quantize(rows.start, both);
-            return both.as_ptr();
+    /// The rows of H that the head multiplies: quantized to columns `2 i` (the row) and `2 i + 1` (what int8 left over), if
+    /// the head wants that.
+    fn output_rows_as_input(&self, n_in: usize, quantized: bool, m: &Member<'_>) -> Input {
+        let rows = self.batch.output_rows();
+        if quantized && rows.len() > 1 {
+            let both = 2 * (n_in / GROUP);
+            m.phase_even(rows.len(), |items| {
+                for i in items {
+                    // SAFETY: this member's two columns.
+                    let out = unsafe { self.groups.get_mut(i * both..(i + 1) * both) };
+                    self.quantize_twice(Reg::H, n_in, rows.start + i, out);
+                }
+            });
         }
-        m.phase_even(rows.len(), |items| {
-            for i in items {
-                // SAFETY: this member's two columns.
-                quantize(rows.start + i, unsafe { self.groups.get_mut(2 * i * groups..2 * (i + 1) * groups) });
-            }
-        });
-        self.groups.as_ptr()
+        let x = self.registers[slot(Reg::H)].start_of(rows.start * n_in..rows.end * n_in);
+        let acts = Acts { n_in, x, groups: self.groups.as_ptr(), rows: std::ptr::null() };
+        let own_row = OwnRow { reg: Reg::H, t: rows.start, twice: true };
+        Input { acts, own_row: (quantized && rows.len() == 1).then_some(own_row) }
+    }
+
+    /// Quantizes row `t` of `n_in` floats of a register, and then what int8 left over of it.
+    fn quantize_twice(&self, reg: Reg, n_in: usize, t: usize, out: &mut [ActGroup]) {
+        let (main, rest) = out.split_at_mut(n_in / GROUP);
+        // SAFETY: no member writes the register before the product is done; `kernels` are those of this CPU.
+        unsafe {
+            let row = self.registers[slot(reg)].get(t * n_in..(t + 1) * n_in);
+            (self.kernels.quantize_twice)(row.as_ptr(), main, rest);
+        }
     }
 }
 
