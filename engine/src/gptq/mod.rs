@@ -160,8 +160,7 @@ impl Walk<'_> {
         for id in tables {
             if let Some((tensor, ty)) = self.job(*id) {
                 let mut data = vec![0; n_bytes(&tensor, ty)?];
-                let alike = vec![1.0; tensor.row_len()];
-                let loss = self.search(&tensor, ty, 0..tensor.n_rows(), &alike, &mut data)?;
+                let loss = self.search(&tensor, ty, 0..tensor.n_rows(), None, &mut data)?;
                 self.finish(&tensor, ty, data, loss, How::Search)?;
             }
         }
@@ -336,7 +335,10 @@ impl Walk<'_> {
                 moments.factor(codes.block(), self.options, self.outer)?;
                 Ok((self.round(tensor, ty, rows, moments, &codes, out)?, How::Gptq))
             }
-            _ => Ok((self.search(tensor, ty, rows, &moments.squares, out)?, How::Search)),
+            _ => {
+                let importance = (moments.hessian.count() > 0).then_some(&moments.squares[..]);
+                Ok((self.search(tensor, ty, rows, importance, out)?, How::Search))
+            }
         }
     }
 
@@ -392,7 +394,7 @@ impl Walk<'_> {
         tensor: &TensorInfo,
         ty: GgmlType,
         rows: Range<usize>,
-        importance: &[f32],
+        importance: Option<&[f32]>,
         out: &mut [u8],
     ) -> Result<Loss> {
         let recode = Recode::new(tensor, ty, Method::Search)?;

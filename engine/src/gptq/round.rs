@@ -103,7 +103,7 @@ impl Rounding<'_> {
             scratch.x[at] = scratch.weights[(start + i) * ROWS + r] + scratch.corrections[i * ROWS + r];
             scratch.importance[at] = self.factors.d[start + i];
         }
-        weigh(&scratch.x, &scratch.importance, &mut scratch.w);
+        weigh(&scratch.x, &scratch.importance, 1.0, &mut scratch.w);
         (self.encode)(&scratch.x, &scratch.w, Method::Search, block);
         self.codes.levels(block, &mut scratch.row_levels);
         let count = self.codes.count();
@@ -238,7 +238,7 @@ mod tests {
         let mut want = vec![0; 2 * codes.bytes()];
         for (x, want) in x.chunks_exact(32).zip(want.chunks_exact_mut(codes.bytes())) {
             let mut w = vec![0.0; 32];
-            weigh(x, &[1.0; 32], &mut w);
+            weigh(x, &[1.0; 32], 1.0, &mut w);
             encode(x, &w, Method::Search, want);
         }
         assert_eq!(got, want);

@@ -119,7 +119,7 @@ impl<'a> Recode<'a> {
     }
 
     /// Encodes rows, of which the first is row `first` of the tensor. `bytes` and `out` hold them before and after;
-    /// `importance` has one positive number for each weight of a row. Stops early when `stop` is set; what `out` and
+    /// `importance` has one positive number for each weight of a row; without it all count alike. Stops early when `stop` is set; what `out` and
     /// the result hold then is of no use.
     ///
     /// # Errors
@@ -128,11 +128,14 @@ impl<'a> Recode<'a> {
         &self,
         first: usize,
         bytes: &[u8],
-        importance: &[f32],
+        importance: Option<&[f32]>,
         out: &mut [u8],
         stop: &AtomicBool,
     ) -> Result<Loss> {
         let n = self.tensor.row_len();
+        let mean_squares = mean_squares(self.ty, importance.is_some());
+        let alike = if importance.is_none() { vec![1.0; n] } else { Vec::new() };
+        let importance = importance.unwrap_or(&alike);
         let (from, to) = self.row_bytes();
         let rows: Vec<std::result::Result<Loss, Bad>> = bytes
             .par_chunks_exact(from)
@@ -141,7 +144,7 @@ impl<'a> Recode<'a> {
                 || Scratch { x: vec![0.0; n], y: vec![0.0; n], w: vec![0.0; n] },
                 |scratch, (bytes, out)| match stop.load(Ordering::Relaxed) {
                     true => Ok(Loss::default()),
-                    false => self.row(bytes, importance, out, scratch),
+                    false => self.row(bytes, importance, mean_squares, out, scratch),
                 },
             )
             .collect();
@@ -182,6 +185,7 @@ impl<'a> Recode<'a> {
         &self,
         bytes: &[u8],
         importance: &[f32],
+        mean_squares: f32,
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> std::result::Result<Loss, Bad> {
@@ -192,8 +196,7 @@ impl<'a> Recode<'a> {
                 match self.ty {
                     // One bit leaves only the scale to choose: a mean of magnitudes, which this would make too large.
                     GgmlType::Q1_0 => w.copy_from_slice(importance),
-                    GgmlType::IQ1_S | GgmlType::IQ1_M => weigh_more_alike(x, importance, COARSE, w),
-                    _ => weigh(x, importance, w),
+                    _ => weigh(x, importance, mean_squares, w),
                 }
                 encode(x, w, self.method, out);
                 decode_back(out, y);
@@ -218,24 +221,29 @@ impl<'a> Recode<'a> {
     }
 }
 
-/// Importance times the root of (mean square of the row + the weight's square): large weights count somewhat more than
-/// small ones. That loses a little in mean square error and gains in KL divergence; docs/quantization.md has figures.
-pub fn weigh(x: &[f32], importance: &[f32], w: &mut [f32]) {
-    weigh_more_alike(x, importance, 1.0, w);
+/// How many times the mean square [`weigh`] takes: the more, the more weights of a row count alike. docs/quantization.md has
+/// the figures it was chosen by.
+fn mean_squares(ty: GgmlType, importance: bool) -> f32 {
+    match ty {
+        // An importance says by itself what counts, and one bit cuts large weights off in any case.
+        _ if importance => 4.0,
+        GgmlType::IQ1_S | GgmlType::IQ1_M => 4.0,
+        // These hold the ends of a block's range exactly, if they are asked to.
+        GgmlType::Q4_1 | GgmlType::Q5_1 => 0.25,
+        _ => 1.0,
+    }
 }
 
-/// What the mean square counts for in types so coarse that large weights are cut off in any case.
-const COARSE: f32 = 4.0;
-
-/// [`weigh`] with so many times the mean square: weights count more alike.
-fn weigh_more_alike(x: &[f32], importance: &[f32], times: f32, w: &mut [f32]) {
+/// Importance times the root of (`mean_squares` times the mean square of the row + the weight's square): large weights count
+/// somewhat more than small ones. That loses a little in mean square error and gains in KL divergence.
+pub fn weigh(x: &[f32], importance: &[f32], mean_squares: f32, w: &mut [f32]) {
     let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     if largest == 0.0 {
         return w.copy_from_slice(importance);
     }
     // Relative to the largest, so that squares neither vanish nor overflow.
     let square = |x: f32| (x / largest) * (x / largest);
-    let mean = times * x.iter().map(|x| square(*x)).sum::<f32>() / x.len() as f32;
+    let mean = mean_squares * x.iter().map(|x| square(*x)).sum::<f32>() / x.len() as f32;
     for ((w, x), importance) in w.iter_mut().zip(x).zip(importance) {
         *w = importance * (mean + square(*x)).sqrt();
     }

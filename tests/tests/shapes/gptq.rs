@@ -75,8 +75,7 @@ fn searched(gguf: &Gguf, types: &HashMap<String, GgmlType>) -> HashMap<String, V
         let tensor = gguf.tensor(name).unwrap();
         let recode = Recode::new(tensor, *ty, Method::Search).unwrap();
         let mut out = vec![0; recode.row_bytes().1 * tensor.n_rows()];
-        let ones = vec![1.0; tensor.row_len()];
-        recode.rows(0, gguf.data(tensor), &ones, &mut out, &AtomicBool::new(false)).unwrap();
+        recode.rows(0, gguf.data(tensor), None, &mut out, &AtomicBool::new(false)).unwrap();
         (name.clone(), out)
     };
     types.iter().map(encode).collect()

@@ -1,6 +1,5 @@
 //! What becomes of each tensor, and what the user should know of it before.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,14 +56,11 @@ impl Job<'_> {
         TensorSpec::like(self.tensor, self.ty).n_bytes().unwrap_or(0)
     }
 
-    /// The importance for matrix `i` of the tensor; ones without a matrix.
-    pub(super) fn importance(&self, i: usize) -> Cow<'_, [f32]> {
+    /// The importance for matrix `i` of the tensor, if there is one.
+    pub(super) fn importance(&self, i: usize) -> Option<&[f32]> {
         let n = self.tensor.row_len();
-        match &self.importance {
-            Some(values) if values.len() == n => Cow::Borrowed(values),
-            Some(values) => Cow::Borrowed(&values[i * n..(i + 1) * n]),
-            None => Cow::Owned(vec![1.0; n]),
-        }
+        let values = self.importance.as_deref()?;
+        Some(if values.len() == n { values } else { &values[i * n..(i + 1) * n] })
     }
 }
 

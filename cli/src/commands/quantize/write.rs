@@ -147,7 +147,7 @@ impl Run<'_> {
             for (k, rows) in matrix.chunks(rows_at_a_time * from).enumerate() {
                 let first = i * rows_per_matrix + k * rows_at_a_time;
                 out.resize(rows.len() / from * to, 0);
-                loss = loss.and(recode.rows(first, rows, &importance, &mut out, &self.stop)?);
+                loss = loss.and(recode.rows(first, rows, importance, &mut out, &self.stop)?);
                 self.interrupt.check()?;
                 writer.write(&out)?;
                 self.gguf.forget(tensor, first * from..first * from + rows.len());
