@@ -221,7 +221,7 @@ impl<'a> Member<'a> {
         if self.n == 1 {
             return body(0..n_items);
         }
-        assert!(n_items < 1 << ITEM_BITS, "more items than the cursor counts");
+        assert!(u32::try_from(n_items).is_ok(), "more items than the cursor counts");
         let phase = self.phase.get() + 1;
         self.phase.set(phase);
         if self.opens.replace(false) {
@@ -244,7 +244,7 @@ impl<'a> Member<'a> {
     /// Claims a piece of a phase, if it is still open and has one.
     fn claim(&self, phase: u32, n_items: usize, length: impl Fn(usize) -> usize) -> Option<Range<usize>> {
         let piece = |cursor: u64| {
-            let start = (cursor & ((1 << ITEM_BITS) - 1)) as usize;
+            let start = cursor as u32 as usize;
             let is_left = cursor >> ITEM_BITS == u64::from(phase) && start < n_items;
             is_left.then(|| start..n_items.min(start + length(start)))
         };
