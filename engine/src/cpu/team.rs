@@ -2,10 +2,10 @@
 //!
 //! A step is one or a few phases, in which members claim pieces of work from a shared cursor. A phase ends when all its
 //! pieces are done, not when all members have come: one that another process keeps from running, and that has claimed
-//! nothing, holds nobody up. When it runs again it goes past the phases that are over, to where the others are. So members
-//! may read what others write inside of phases only, where they hold a piece, and the phase cannot end without them.
+//! nothing, holds nobody up before the end of the region. When it runs again it goes past the phases that are over, to where
+//! the others are. So members may read what others write only where they hold a piece, and the phase cannot end without them.
 //!
-//! Who ends a phase does what lies between it and the next one, and opens that.
+//! Who ends a phase does what lies between it and the next one, and opens that: it may read, and write, there too.
 //!
 //! What a waiting member should do depends on where the others are. If one that is at work was last seen on this very core,
 //! it cannot go on until this one yields. Otherwise this one should keep spinning: on a core that another process wants
@@ -226,8 +226,9 @@ impl<'a> Member<'a> {
         self.phase.set(phase);
         if self.opens.replace(false) {
             self.sync.cursor.0.store(u64::from(phase) << ITEM_BITS, Ordering::Release);
-        } else {
-            self.wait(phase);
+            self.ahead.set(0..0);
+        } else if self.wait(phase) > phase {
+            return;
         }
         self.works();
         let mut done = 0;
@@ -238,6 +239,8 @@ impl<'a> Member<'a> {
         if done > 0 && self.sync.done.0.fetch_add(done, Ordering::AcqRel) + done == n_items {
             self.sync.done.0.store(0, Ordering::Relaxed);
             self.opens.set(true);
+        } else {
+            self.rests();
         }
     }
 
@@ -253,14 +256,14 @@ impl<'a> Member<'a> {
         self.sync.cursor.0.try_update(Ordering::Relaxed, Ordering::Relaxed, claimed).ok().and_then(piece)
     }
 
-    /// Waits until a phase is open, or over.
-    fn wait(&self, phase: u32) {
-        let is_open = || self.sync.cursor.0.load(Ordering::Acquire) >> ITEM_BITS >= u64::from(phase);
+    /// Waits until a phase is open, or over; returns the one that is open then.
+    fn wait(&self, phase: u32) -> u32 {
         let (mut spins, mut since) = (0u32, None);
-        if !is_open() {
-            self.rests();
-        }
-        while !is_open() {
+        loop {
+            let open = (self.sync.cursor.0.load(Ordering::Acquire) >> ITEM_BITS) as u32;
+            if open >= phase {
+                return open;
+            }
             spins = spins.wrapping_add(1);
             self.prefetch_some();
             std::hint::spin_loop();
@@ -358,7 +361,8 @@ impl<T> Shared<T> {
     /// Reads a range.
     ///
     /// # Safety
-    /// No member writes the range in this phase.
+    /// As long as the result is in use, the caller holds a piece of a phase in which no member writes the range, or does work
+    /// [`alone`](Member::alone).
     pub(crate) unsafe fn get(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len, "range outside the shared slice");
         // SAFETY: in bounds by the assertion, not written by the caller's promise.
@@ -368,7 +372,8 @@ impl<T> Shared<T> {
     /// Writes a range.
     ///
     /// # Safety
-    /// No other member reads or writes the range in this phase.
+    /// As long as the result is in use, the caller holds a piece of a phase in which no other member reads or writes the range,
+    /// or does work [`alone`](Member::alone); or no other member ever reads or writes it in this run.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "range outside the shared slice");
@@ -409,7 +414,7 @@ mod tests {
             let (shared_sums, shared) = (Shared::new(&mut sums), Shared::new(&mut alone));
             Team::new(n).unwrap().run(|m| {
                 for round in 1..=200 {
-                    // SAFETY: one member, and the others wait for it.
+                    // SAFETY: one member, between two phases.
                     m.alone(|_| unsafe { shared.get_mut(0..1)[0] += round });
                     // SAFETY: as above.
                     m.alone(|_| unsafe { shared.get_mut(1..2)[0] = 2 * shared.get(0..1)[0] });
@@ -419,7 +424,10 @@ mod tests {
                         sums.iter_mut().for_each(|sum| *sum += x);
                     });
                 }
+                // SAFETY: one member, behind the last phase.
+                m.alone(|_| unsafe { shared_sums.get_mut(0..1)[0] += 1 });
             });
+            sums[0] -= 1;
             // Twice the sum over rounds of round (round + 1) / 2.
             let expected = (1..=200u64).map(|round| round * (round + 1)).sum::<u64>();
             assert!(sums.iter().all(|sum| *sum == expected));
@@ -471,8 +479,85 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "panicked")]
-    fn a_panic_reaches_the_caller() {
-        Team::new(2).unwrap().run(|m| m.phase(2, 1, |range| assert!(range.start != 0, "planted: a member panicked")));
+    fn a_piece_in_hand_is_waited_for() {
+        within_a_minute(|| {
+            let mut data = [0u32; 2];
+            let shared = Shared::new(&mut data);
+            Team::new(2).unwrap().run(|m| {
+                for round in 1..=20 {
+                    m.phase(2, 1, |range| {
+                        if range.start == round as usize % 2 {
+                            std::thread::sleep(Duration::from_millis(2));
+                        }
+                        // SAFETY: ranges of one phase are disjoint.
+                        unsafe { shared.get_mut(range)[0] = round };
+                    });
+                    // SAFETY: this phase only reads.
+                    m.phase(2, 1, |_| assert_eq!(unsafe { shared.get(0..2) }, [round; 2]));
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn a_late_member_takes_part_again() {
+        // On a busy machine a member may not come to run before the other is through; hardly ever every time.
+        within_a_minute(|| while pieces_of_a_late_member() == 0 {});
+    }
+
+    fn pieces_of_a_late_member() -> usize {
+        let (round_of_others, is_late) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let taken_again = AtomicUsize::new(0);
+        Team::new(2).unwrap().run(|m| {
+            let mut late = false;
+            for round in 0..200 {
+                if round == 20 && m.waits() && !is_late.swap(true, Ordering::Relaxed) {
+                    late = true;
+                    while round_of_others.load(Ordering::Relaxed) < 40 {
+                        std::thread::yield_now();
+                    }
+                }
+                if !late {
+                    round_of_others.store(round, Ordering::Relaxed);
+                }
+                m.phase(4, 1, |_| {
+                    std::thread::sleep(Duration::from_micros(200));
+                    taken_again.fetch_add(usize::from(late), Ordering::Relaxed);
+                });
+            }
+        });
+        taken_again.into_inner()
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_those_who_wait() {
+        let fails = |run: fn(&Member<'_>)| {
+            let caught = std::panic::catch_unwind(|| Team::new(2).unwrap().run(run));
+            assert!(caught.is_err());
+        };
+        within_a_minute(move || {
+            fails(|m| {
+                m.phase(2, 1, |range| assert!(range.start != 0, "planted: a member panicked"));
+                m.phase(2, 1, |_| unreachable!("the phase before is never done"));
+            });
+            fails(|m| {
+                m.phase(2, 1, |_| {});
+                m.alone(|_| panic!("planted: a member panicked alone"));
+                m.phase(2, 1, |_| unreachable!("this is never open"));
+            });
+        });
+    }
+
+    /// Fails when `body` hangs.
+    fn within_a_minute(body: impl FnOnce() + Send + 'static) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            body();
+            let _ = sender.send(());
+        });
+        match receiver.recv_timeout(Duration::from_secs(60)) {
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("nothing happens any more"),
+            _ => thread.join().unwrap(),
+        }
     }
 }

@@ -141,7 +141,7 @@ fn sort_by_expert(chosen: &[u32], n_used: usize, visited: &mut [Visited], rows: 
 }
 
 // SAFETY of the `Shared` accesses below: as in the parent module. The lists of the routing are written by `route`, and only
-// read in the phases of the steps after it.
+// read there and in the phases of the steps after it.
 impl Exec<'_> {
     fn n_used(&self) -> usize {
         self.program.hparams.n_expert_used
@@ -180,7 +180,7 @@ impl Exec<'_> {
         let (width, n_used) = (self.width(Reg::R), self.n_used());
         self.tokens(m, |tokens| {
             if self.n() > 1 {
-                let acts = input.ready(self, &mut own.groups);
+                let acts = input.ready(self, own);
                 self.router_logits(router, tokens.clone(), acts, own);
             }
             for t in tokens {
@@ -234,7 +234,7 @@ impl Exec<'_> {
         input.acts.rows = self.routing.tokens.as_ptr();
         let n_panels = gate.n_panels();
         m.phase_even(self.most_visited() * n_panels, |claimed| {
-            let acts = input.ready(self, &mut own.groups);
+            let acts = input.ready(self, own);
             let visited = self.visited();
             for i in claimed.start / n_panels..claimed.end.div_ceil(n_panels) {
                 let first = i * n_panels;
@@ -286,7 +286,7 @@ impl Exec<'_> {
         let mut input = self.rows_as_input(Reg::F, down.n_in, n, down.wants_quantized(), m);
         input.acts.rows = self.routing.rows.as_ptr();
         m.phase_even(down.n_panels(), |panels| {
-            let acts = input.ready(self, &mut own.groups);
+            let acts = input.ready(self, own);
             let outputs = panels.start * LANES..down.n_out.min(panels.end * LANES);
             if !add {
                 for t in 0..self.n() {

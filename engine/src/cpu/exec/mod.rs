@@ -2,7 +2,7 @@
 //!
 //! All members of the team run [`Exec::step`] together. A step is one or a few phases; in a phase members claim disjoint
 //! pieces of work, and all that others write is read there. The small steps of a single token are no phases: one member does
-//! them alone.
+//! them alone, and reads and writes what it likes meanwhile.
 
 mod ahead;
 mod attend;
@@ -147,10 +147,11 @@ struct OwnRow {
 
 impl Input {
     /// The input, to be asked for in the phase that reads it, where the register stays as it is.
-    fn ready(&mut self, exec: &Exec<'_>, own: &mut [ActGroup]) -> &Acts {
+    fn ready(&mut self, exec: &Exec<'_>, own: &mut MemberScratch) -> &Acts {
         if let Some(OwnRow { reg, t, twice }) = self.own_row.take() {
             let n_in = self.acts.n_in;
             let groups = n_in / GROUP;
+            let own = &mut own.groups;
             if twice {
                 exec.quantize_twice(reg, n_in, t, &mut own[..2 * groups]);
             } else {
@@ -292,7 +293,7 @@ impl Exec<'_> {
 
     /// Quantizes row `t` of `n_in` floats of a register to int8.
     fn quantize_row(&self, input: Reg, n_in: usize, t: usize, out: &mut [ActGroup]) {
-        // SAFETY: no member writes the register before all are through the product, whose output is another one; rows of
+        // SAFETY: no member writes the register before the phase is over, and the product's output is another one; rows of
         // whole groups; `kernels` are those of this CPU.
         unsafe {
             let row = self.registers[slot(input)].get(t * n_in..(t + 1) * n_in);
@@ -313,7 +314,7 @@ impl Exec<'_> {
     fn products(&self, targets: &[(&Linear, Reg, bool)], input: &mut Input, m: &Member<'_>, own: &mut MemberScratch) {
         let total: usize = targets.iter().map(|(l, ..)| self.matrix(l).n_panels()).sum();
         self.panel_phase(total, m, |claimed| {
-            let acts = input.ready(self, &mut own.groups);
+            let acts = input.ready(self, own);
             let mut first = 0;
             for (linear, reg, add) in targets {
                 let matrix = self.matrix(linear);
@@ -382,7 +383,7 @@ impl Exec<'_> {
         let mut input = self.input(Reg::H, &[gate, up], m);
         let n_in = self.matrix(gate).n_in;
         self.panel_phase(self.matrix(gate).n_panels(), m, |panels| {
-            let acts = input.ready(self, &mut own.groups);
+            let acts = input.ready(self, own);
             for cols in column_passes(self.n(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers all columns of the batch.
@@ -486,7 +487,7 @@ impl Exec<'_> {
         let parts = if matrix.wants_quantized() { 2 } else { 1 };
         let mut input = self.output_rows_as_input(n_in, parts == 2, m);
         self.panel_phase(matrix.n_panels(), m, |panels| {
-            let acts = input.ready(self, &mut own.groups);
+            let acts = input.ready(self, own);
             for cols in column_passes(parts * rows.len(), n_in) {
                 for p in panels.clone() {
                     // SAFETY: `acts` covers the columns.
