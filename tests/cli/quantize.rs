@@ -195,7 +195,8 @@ fn gptq_refuses_what_does_not_go_with_it() {
     let gptq = ["--method", "gptq", "--calibration", arg(&text)];
     assert!(refused(2, &gptq).contains("less than one window of 512"));
     assert!(refused(2, &[&gptq[..], &["--damping", "0"]].concat()).contains("above 0"));
-    assert!(refused(2, &[&gptq[..], &["--imatrix", "none"]].concat()).contains("--calibration"));
+    assert!(refused(3, &[&gptq[..], &["--imatrix", "no-such-matrix"]].concat()).contains("no-such-matrix"));
+    assert!(refused(2, &["--method", "absmax", "--imatrix", "none"]).contains("search and gptq only"));
     assert!(refused(1, &["--method", "gptq", "--calibration", "no-such-text"]).contains("no-such-text"));
 }
 

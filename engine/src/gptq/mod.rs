@@ -49,6 +49,9 @@ pub struct Options {
     pub damping: f32,
     /// Whether columns with large inputs are rounded first, as far as blocks stay together.
     pub act_order: bool,
+    /// By name, how much each weight of a row counts (positive) in tensors that rows are looked up in: their turn comes before
+    /// their inputs are seen, where they are the output too. All alike without it.
+    pub table_importance: HashMap<String, Vec<f32>>,
     /// Where to look whether to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -59,7 +62,7 @@ pub enum How {
     /// By GPTQ.
     Gptq,
     /// By search, weighted by the mean squares of its inputs: its type has no quants for single weights, or its rows are
-    /// looked up and not multiplied (all weights count alike then).
+    /// looked up ([`Options::table_importance`] is for these).
     Search,
 }
 
@@ -160,7 +163,8 @@ impl Walk<'_> {
         for id in tables {
             if let Some((tensor, ty)) = self.job(*id) {
                 let mut data = vec![0; n_bytes(&tensor, ty)?];
-                let loss = self.search(&tensor, ty, 0..tensor.n_rows(), None, &mut data)?;
+                let importance = self.options.table_importance.get(&tensor.name).map(Vec::as_slice);
+                let loss = self.search(&tensor, ty, 0..tensor.n_rows(), importance, &mut data)?;
                 self.finish(&tensor, ty, data, loss, How::Search)?;
             }
         }

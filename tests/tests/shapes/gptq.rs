@@ -41,7 +41,8 @@ impl Listener for Keep {
 }
 
 fn options(threads: usize) -> Options {
-    Options { threads, damping: 0.01, act_order: true, stop: Arc::new(AtomicBool::new(false)) }
+    let (table_importance, stop) = (HashMap::new(), Arc::new(AtomicBool::new(false)));
+    Options { threads, damping: 0.01, act_order: true, table_importance, stop }
 }
 
 /// Types by tensor: one for all matrices, none for tables.
@@ -157,6 +158,30 @@ fn types_without_single_quants_are_searched_and_others_left_alone() {
         rows
     };
     assert_eq!(how, [("blk.0.attn_q.weight", How::Search), ("blk.1.ffn_down.weight", How::Gptq)]);
+}
+
+#[test]
+fn the_embedding_is_searched_with_the_importance_given() {
+    let mut random = Random::new(9250);
+    let shape = Shape { tied: true, ..shape("llama", 32, None, &mut random) };
+    let gguf = open(&shape, &mut random);
+    let program = Program::from_gguf(&gguf).unwrap();
+    let windows = windows(&shape, &mut random, 1);
+    let name = "token_embd.weight".to_owned();
+    let tensor = gguf.tensor(&name).unwrap();
+    let importance: Vec<f32> = (0..tensor.row_len()).map(|i| if i % 3 == 0 { 50.0 } else { 0.1 }).collect();
+    let run = |options: Options| {
+        let mut keep = Keep::default();
+        let types = HashMap::from([(name.clone(), GgmlType::Q4_0)]);
+        gptq::run(&gguf, &program, &types, &windows, &options, &mut keep).unwrap();
+        keep.tensors[&name].0.clone()
+    };
+    let with = run(Options { table_importance: HashMap::from([(name.clone(), importance.clone())]), ..options(2) });
+    let recode = Recode::new(tensor, GgmlType::Q4_0, Method::Search).unwrap();
+    let mut expected = vec![0; recode.row_bytes().1 * tensor.n_rows()];
+    let stop = AtomicBool::new(false);
+    recode.rows(0, gguf.data(tensor), Some(&importance), &mut expected, &stop).unwrap();
+    assert!(with == expected && run(options(2)) != expected);
 }
 
 #[test]

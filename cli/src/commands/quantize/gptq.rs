@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tandem_engine::gptq::{self, How, Listener, Quantized};
 use tandem_loader::{GgmlType, TypeClass};
-use tandem_models::Program;
+use tandem_models::{Program, WeightRole};
 
 use super::plan::Plan;
 use super::write::{Done, Files};
@@ -95,6 +95,7 @@ pub(super) fn quantize(
         threads,
         damping: args.damping.unwrap_or(DEFAULT_DAMPING),
         act_order: !args.no_act_order,
+        table_importance: table_importance(&program, plan),
         stop,
     };
     let bar = ui.steps("calibrating", 1);
@@ -112,6 +113,13 @@ pub(super) fn quantize(
         ));
     }
     Ok(())
+}
+
+/// What the importance matrix says of the tensors that rows are looked up in.
+fn table_importance(program: &Program, plan: &Plan<'_>) -> HashMap<String, Vec<f32>> {
+    let is_table = |name: &str| program.weights.iter().any(|w| w.role == WeightRole::Table && w.tensor == name);
+    let tables = plan.jobs.iter().filter(|job| is_table(&job.tensor.name));
+    tables.filter_map(|job| Some((job.tensor.name.clone(), job.importance(0)?.to_vec()))).collect()
 }
 
 /// Writes tensors as they come.

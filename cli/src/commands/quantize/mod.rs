@@ -37,7 +37,8 @@ pub(crate) struct QuantizeArgs {
     /// What to make of it, such as Q4_K_M: a type, or a mix of types by what tensors are for
     #[arg(value_name = "TYPE", value_parser = mix, help = type_help())]
     mix: &'static Mix,
-    /// Importance matrix (GGUF or .dat) that says which weights matter on real text
+    /// Importance matrix (GGUF or .dat) that says which weights matter on real text; gptq, which takes a text itself, uses
+    /// it for the embedding (and so for the output, where they are one) and for what the model's program does not use
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// How scales are chosen
@@ -106,9 +107,9 @@ struct TensorType {
 /// Quantizes.
 pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
-    if args.imatrix.is_some() && args.method != MethodArg::Search {
+    if args.imatrix.is_some() && !matches!(args.method, MethodArg::Search | MethodArg::Gptq) {
         return Err(Failure::usage(
-            "--imatrix has a meaning for --method search only: gptq takes a text (--calibration), and the others do not weigh weights",
+            "--imatrix has a meaning for --method search and gptq only: the others do not weigh weights",
         ));
     }
     args.gptq.check(args.method == MethodArg::Gptq)?;
