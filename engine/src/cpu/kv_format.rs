@@ -100,40 +100,40 @@ pub(crate) struct KvQ8;
 /// 4-bit integers, one scale per 32.
 pub(crate) struct KvQ4;
 
-// SAFETY (both impls): as the callers promise.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Element for KvF16 {
     const BYTES: usize = 2;
     #[inline(always)]
     unsafe fn load<S: Isa>(p: *const u8) -> S::F {
+        // SAFETY: the caller points to the elements that are read.
         unsafe { S::f_load_f16(p.cast()) }
     }
     #[inline(always)]
     unsafe fn halves<S: F16>(low: *const u8, high: *const u8) -> S::B {
+        // SAFETY: the caller points to the elements that are read.
         unsafe { S::h_join(low.cast(), high.cast()) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut u8, x: f32) {
+        // SAFETY: the caller points to room for an element.
         unsafe { p.cast::<[u8; 2]>().write(half::f16::from_f32(x).to_le_bytes()) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Element for KvF32 {
     const BYTES: usize = 4;
     #[inline(always)]
     unsafe fn load<S: Isa>(p: *const u8) -> S::F {
+        // SAFETY: the caller points to the elements that are read.
         unsafe { S::f_load(p.cast()) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut u8, x: f32) {
+        // SAFETY: the caller points to room for an element.
         unsafe { p.cast::<f32>().write_unaligned(x) }
     }
 }
 
 /// A tile is `[n][16]`, a value `[n]`.
-// SAFETY: offsets stay inside the tile or value the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<E: Element> KvFormat for E {
     const WIDENS: bool = E::BYTES < 4;
     fn key_tile_bytes(n: usize) -> usize {
@@ -145,17 +145,20 @@ impl<E: Element> KvFormat for E {
     #[inline(always)]
     unsafe fn store_key(tile: *mut u8, lane: usize, key: &[f32]) {
         for (d, x) in key.iter().enumerate() {
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { E::store(tile.add((d * LANES + lane) * E::BYTES), *x) };
         }
     }
     #[inline(always)]
     unsafe fn store_value(row: *mut u8, _: usize, value: &[f32]) {
         for (d, x) in value.iter().enumerate() {
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { E::store(row.add(d * E::BYTES), *x) };
         }
     }
     #[inline(always)]
     unsafe fn key<S: Isa>(tile: *const u8, _: usize, d: usize) -> S::F {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe { E::load::<S>(tile.add(d * LANES * E::BYTES)) }
     }
     #[inline(always)]
@@ -164,6 +167,7 @@ impl<E: Element> KvFormat for E {
         n: usize,
         queries: &[*const f32; R],
     ) -> [[S::F; R]; T] {
+        // SAFETY: inside the tile and the queries that the caller points to.
         unsafe {
             let mut sum = [[S::f_splat(0.0); R]; T];
             for d in 0..n {
@@ -183,6 +187,7 @@ impl<E: Element> KvFormat for E {
     }
     #[inline(always)]
     unsafe fn value<S: Isa>(row: *const u8, n: usize, d: usize) -> (S::F, S::F) {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let first = E::load::<S>(row.add(d * E::BYTES));
             let second = if d + GROUP <= n { E::load::<S>(row.add((d + LANES) * E::BYTES)) } else { first };
@@ -191,6 +196,7 @@ impl<E: Element> KvFormat for E {
     }
     #[inline(always)]
     unsafe fn half_keys<S: F16>(tile: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let low = tile.add(d * LANES * E::BYTES);
             E::halves::<S>(low, low.add(n * LANES * E::BYTES))
@@ -198,6 +204,7 @@ impl<E: Element> KvFormat for E {
     }
     #[inline(always)]
     unsafe fn half_value<S: F16>(row: *const u8, n: usize, d: usize) -> S::B {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let first = row.add(d * E::BYTES);
             E::halves::<S>(first, if d + GROUP <= n { first.add(LANES * E::BYTES) } else { first })
@@ -215,8 +222,6 @@ fn quantize(x: &[f32], max: f32) -> (half::f16, [i8; GROUP]) {
 }
 
 /// A tile is `[n][16]` bytes, then scales `[n / 32][16]`; a value `[n]` bytes, then scales `[n / 32]`.
-// SAFETY: offsets stay inside the tile or value the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl KvFormat for KvQ8 {
     fn key_tile_bytes(n: usize) -> usize {
         LANES * (n + n.div_ceil(GROUP) * 2)
@@ -229,9 +234,11 @@ impl KvFormat for KvQ8 {
         for (g, x) in key.chunks(GROUP).enumerate() {
             let (d, q) = quantize(x, 127.0);
             for (i, q) in q.iter().enumerate().take(x.len()) {
+                // SAFETY: inside the tile or value that the caller points to.
                 unsafe { tile.add((g * GROUP + i) * LANES + lane).write(*q as u8) };
             }
             let scale = key.len() * LANES + (g * LANES + lane) * 2;
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { tile.add(scale).cast::<[u8; 2]>().write(d.to_le_bytes()) };
         }
     }
@@ -240,13 +247,16 @@ impl KvFormat for KvQ8 {
         for (g, x) in value.chunks(GROUP).enumerate() {
             let (d, q) = quantize(x, 127.0);
             for (i, q) in q.iter().enumerate().take(x.len()) {
+                // SAFETY: inside the tile or value that the caller points to.
                 unsafe { row.add(g * GROUP + i).write(*q as u8) };
             }
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { row.add(n + 2 * g).cast::<[u8; 2]>().write(d.to_le_bytes()) };
         }
     }
     #[inline(always)]
     unsafe fn key<S: Isa>(tile: *const u8, n: usize, d: usize) -> S::F {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let scale = S::f_load_f16(tile.add(n * LANES + d / GROUP * LANES * 2).cast());
             S::f_mul(S::i_to_f(S::i_load_i8(tile.add(d * LANES).cast())), scale)
@@ -258,6 +268,7 @@ impl KvFormat for KvQ8 {
         n: usize,
         queries: &[*const f32; R],
     ) -> [[S::F; R]; T] {
+        // SAFETY: inside the tile and the queries that the caller points to.
         unsafe {
             let mut sum = [[S::f_splat(0.0); R]; T];
             for g in 0..n.div_ceil(GROUP) {
@@ -282,6 +293,7 @@ impl KvFormat for KvQ8 {
     }
     #[inline(always)]
     unsafe fn value<S: Isa>(row: *const u8, n: usize, d: usize) -> (S::F, S::F) {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let scale = value_scale::<S>(row.add(n + d / GROUP * 2));
             let first = S::f_mul(S::i_to_f(S::i_load_i8(row.add(d).cast())), scale);
@@ -295,8 +307,6 @@ impl KvFormat for KvQ8 {
 
 /// As [`KvQ8`], with nibbles offset by 8: element `i` of each 32 in the low half of byte `i`, `i + 16` in the high one.
 /// Keys and values are padded to a multiple of 32.
-// SAFETY: offsets stay inside the tile or value the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl KvFormat for KvQ4 {
     fn key_tile_bytes(n: usize) -> usize {
         LANES * n.div_ceil(GROUP) * (GROUP / 2 + 2)
@@ -308,10 +318,13 @@ impl KvFormat for KvQ4 {
     unsafe fn store_key(tile: *mut u8, lane: usize, key: &[f32]) {
         for (g, x) in key.chunks(GROUP).enumerate() {
             let (d, q) = quantize(x, 7.0);
+            // SAFETY: inside the tile or value that the caller points to.
             let group = unsafe { tile.add(g * LANES * (GROUP / 2 + 2)) };
             for i in 0..GROUP / 2 {
+                // SAFETY: inside the tile or value that the caller points to.
                 unsafe { group.add(i * LANES + lane).write(nibbles(q[i], q[i + 16])) };
             }
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { group.add(LANES * GROUP / 2 + 2 * lane).cast::<[u8; 2]>().write(d.to_le_bytes()) };
         }
     }
@@ -319,15 +332,19 @@ impl KvFormat for KvQ4 {
     unsafe fn store_value(row: *mut u8, _: usize, value: &[f32]) {
         for (g, x) in value.chunks(GROUP).enumerate() {
             let (d, q) = quantize(x, 7.0);
+            // SAFETY: inside the tile or value that the caller points to.
             let group = unsafe { row.add(g * (GROUP / 2 + 2)) };
             for i in 0..GROUP / 2 {
+                // SAFETY: inside the tile or value that the caller points to.
                 unsafe { group.add(i).write(nibbles(q[i], q[i + 16])) };
             }
+            // SAFETY: inside the tile or value that the caller points to.
             unsafe { group.add(GROUP / 2).cast::<[u8; 2]>().write(d.to_le_bytes()) };
         }
     }
     #[inline(always)]
     unsafe fn key<S: Isa>(tile: *const u8, _: usize, d: usize) -> S::F {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let group = tile.add(d / GROUP * LANES * (GROUP / 2 + 2));
             let bytes = S::i_load_u8(group.add(d % (GROUP / 2) * LANES));
@@ -342,6 +359,7 @@ impl KvFormat for KvQ4 {
         n: usize,
         queries: &[*const f32; R],
     ) -> [[S::F; R]; T] {
+        // SAFETY: inside the tile and the queries that the caller points to.
         unsafe {
             let mut sum = [[S::f_splat(0.0); R]; T];
             for t in 0..T {
@@ -352,6 +370,7 @@ impl KvFormat for KvQ4 {
     }
     #[inline(always)]
     unsafe fn value<S: Isa>(row: *const u8, _: usize, d: usize) -> (S::F, S::F) {
+        // SAFETY: inside the tile or value that the caller points to.
         unsafe {
             let group = row.add(d / GROUP * (GROUP / 2 + 2));
             let scale = value_scale::<S>(group.add(GROUP / 2));

@@ -30,15 +30,13 @@ macro_rules! both {
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn even_lanes(x: [__m256i; 2]) -> __m256i {
-    // SAFETY: register operations.
+    // SAFETY: register operations that the caller's CPU has.
     unsafe {
         let even = _mm256_shuffle_ps::<0b10_00_10_00>(_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1]));
         _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(even))
     }
 }
 
-// SAFETY (all methods): the caller's CPU has the instruction set and pointers are valid, as the trait requires.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Isa for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
@@ -48,42 +46,52 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [_mm256_set1_ps(x); 2] }
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_loadu_ps(p.add(8 * i))) }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: Self::F) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { both!(|i| _mm256_storeu_ps(p.add(8 * i), v[i])) };
     }
     #[inline(always)]
     unsafe fn f_add(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_add_ps(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_mul(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_mul_ps(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_div(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_div_ps(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_fmadd_ps(a[i], b[i], c[i])) }
     }
     #[inline(always)]
     unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_max_ps(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_min_ps(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_sum(v: Self::F) -> f32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let half = _mm256_add_ps(v[0], v[1]);
             let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
@@ -93,6 +101,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let half = _mm256_max_ps(v[0], v[1]);
             let quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
@@ -102,15 +111,18 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn f_abs(v: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v[i])) }
     }
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_cvtph_ps(_mm_loadu_si128(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe {
             both!(|i| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8 * i).cast()));
@@ -121,42 +133,52 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn i_splat(x: i32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn i_and(a: Self::I, mask: i32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_and_si256(a[i], _mm256_set1_epi32(mask))) }
     }
     #[inline(always)]
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_or_si256(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_add_epi32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_sub_epi32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_sll_epi32(a[i], _mm_cvtsi32_si128(n as i32))) }
     }
     #[inline(always)]
     unsafe fn i_shr(a: Self::I, n: u32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_sra_epi32(a[i], _mm_cvtsi32_si128(n as i32))) }
     }
     #[inline(always)]
     unsafe fn i_sum(v: Self::I) -> i32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let half = _mm256_add_epi32(v[0], v[1]);
             let quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
@@ -166,18 +188,22 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_to_f(v: Self::I) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_cvtepi32_ps(v[i])) }
     }
     #[inline(always)]
     unsafe fn f_to_i(v: Self::F) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_cvtps_epi32(v[i])) }
     }
     #[inline(always)]
     unsafe fn i_as_f(v: Self::I) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_castsi256_ps(v[i])) }
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
+        // SAFETY: the caller points to room for what is written.
         unsafe {
             // Packing works within 128-bit halves; the permutation puts the 4-byte groups back in order.
             let words = _mm256_packs_epi32(v[0], v[1]);
@@ -189,34 +215,42 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
+        // SAFETY: the caller points to what is read.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: Self::B) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { both!(|i| _mm256_storeu_si256(p.add(32 * i).cast(), v[i])) };
     }
     #[inline(always)]
     unsafe fn b_and(a: Self::B, mask: u8) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_and_si256(a[i], _mm256_set1_epi8(mask as i8))) }
     }
     #[inline(always)]
     unsafe fn b_or(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_or_si256(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn b_shl(a: Self::B, n: u32) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_sll_epi16(a[i], _mm_cvtsi32_si128(n as i32))) }
     }
     #[inline(always)]
     unsafe fn b_shr(a: Self::B, n: u32) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_srl_epi16(a[i], _mm_cvtsi32_si128(n as i32))) }
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             // 127 * 127 * 2 fits 16 bits, so that maddubs cannot saturate.
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -226,6 +260,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             // Even and odd bytes apart, in 16 bits: bytes up to 255 would saturate maddubs.
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -241,18 +276,22 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_xor_si256(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { both!(|i| _mm256_i32gather_epi32::<4>(table.cast(), index[i])) }
     }
     #[inline(always)]
@@ -261,6 +300,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
+        // SAFETY: the table is as long as what is read of it.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             both!(|i| _mm256_shuffle_epi8(table, index[i]))
@@ -269,10 +309,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { both!(|i| _mm256_add_epi8(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let limit = _mm256_set1_epi8(limit as i8);
             both!(|i| _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_max_epu8(v[i], limit), v[i]), _mm256_set1_epi8(1)))
@@ -280,6 +322,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let bits = _mm256_set1_epi8(bits as i8);
             both!(|i| _mm256_cmpeq_epi8(_mm256_and_si256(v[i], bits), _mm256_setzero_si256()))
@@ -287,6 +330,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe {
             let bytes = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
             [_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)); 2]
@@ -294,6 +338,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let other = _mm256_set1_epi8(-128);
             both!(|i| {
@@ -304,6 +349,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [even_lanes(a), even_lanes(b)] }
     }
 }

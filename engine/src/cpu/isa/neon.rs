@@ -100,7 +100,7 @@ unsafe fn splat4(p: *const i8) -> int8x16_t {
 /// 16-bit numbers to 32 bits: the halves of both registers, in order.
 #[inline(always)]
 unsafe fn widen(v: [uint16x8_t; 2]) -> [int32x4_t; 4] {
-    // SAFETY: register operations.
+    // SAFETY: register operations that the caller's CPU has.
     unsafe {
         let v =
             [vmovl_u16(vget_low_u16(v[0])), vmovl_high_u16(v[0]), vmovl_u16(vget_low_u16(v[1])), vmovl_high_u16(v[1])];
@@ -108,8 +108,6 @@ unsafe fn widen(v: [uint16x8_t; 2]) -> [int32x4_t; 4] {
     }
 }
 
-// SAFETY (all methods): the caller's CPU has the instruction set and pointers are valid, as the trait requires.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<D: Dot> Isa for Neon<D> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
@@ -119,43 +117,53 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [vdupq_n_f32(x); 4] }
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { four!(|i| vld1q_f32(p.add(4 * i))) }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: Self::F) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { four!(|i| vst1q_f32(p.add(4 * i), v[i])) };
     }
     #[inline(always)]
     unsafe fn f_add(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vaddq_f32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_mul(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vmulq_f32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_div(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vdivq_f32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vfmaq_f32(c[i], a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F {
         // The maximum instructions treat NaN in other ways.
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn f_sum(v: Self::F) -> f32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             let quarter = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
             vpadds_f32(vadd_f32(vget_low_f32(quarter), vget_high_f32(quarter)))
@@ -163,28 +171,34 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(v[0], v[1]), vmaxnmq_f32(v[2], v[3]))) }
     }
     #[inline(always)]
     unsafe fn f_abs(v: Self::F) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vabsq_f32(v[i])) }
     }
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { four!(|i| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(4 * i))))) }
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { four!(|i| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(p.add(4 * i)))))) }
     }
 
     #[inline(always)]
     unsafe fn i_splat(x: i32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [vdupq_n_s32(x); 4] }
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             let bytes = vld1q_u8(p);
             widen([vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)])
@@ -192,6 +206,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             let bytes = vld1q_s8(p);
             let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
@@ -200,46 +215,57 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_and(a: Self::I, mask: i32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vandq_s32(a[i], vdupq_n_s32(mask))) }
     }
     #[inline(always)]
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vorrq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vaddq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vsubq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_shl(a: Self::I, n: u32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vshlq_s32(a[i], vdupq_n_s32(n as i32))) }
     }
     #[inline(always)]
     unsafe fn i_shr(a: Self::I, n: u32) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vshlq_s32(a[i], vdupq_n_s32(-(n as i32)))) }
     }
     #[inline(always)]
     unsafe fn i_sum(v: Self::I) -> i32 {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3]))) }
     }
     #[inline(always)]
     unsafe fn i_to_f(v: Self::I) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vcvtq_f32_s32(v[i])) }
     }
     #[inline(always)]
     unsafe fn f_to_i(v: Self::F) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vcvtnq_s32_f32(v[i])) }
     }
     #[inline(always)]
     unsafe fn i_as_f(v: Self::I) -> Self::F {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vreinterpretq_f32_s32(v[i])) }
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
+        // SAFETY: the caller points to room for what is written.
         unsafe {
             // The even ones of smaller numbers are the low parts.
             let first = vuzp1q_s16(vreinterpretq_s16_s32(v[0]), vreinterpretq_s16_s32(v[1]));
@@ -251,35 +277,43 @@ impl<D: Dot> Isa for Neon<D> {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // The intrinsic is not stable; the instruction touches nothing whatever the address.
+        // SAFETY: the caller points to what is read.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nomem, nostack, preserves_flags)) }
     }
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe { four!(|i| vld1q_u8(p.add(16 * i))) }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: Self::B) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { four!(|i| vst1q_u8(p.add(16 * i), v[i])) };
     }
     #[inline(always)]
     unsafe fn b_and(a: Self::B, mask: u8) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vandq_u8(a[i], vdupq_n_u8(mask))) }
     }
     #[inline(always)]
     unsafe fn b_or(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vorrq_u8(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn b_shl(a: Self::B, n: u32) -> Self::B {
         // Bytes can be shifted, so that nothing crosses between them.
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vshlq_u8(a[i], vdupq_n_s8(n as i8))) }
     }
     #[inline(always)]
     unsafe fn b_shr(a: Self::B, n: u32) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vshlq_u8(a[i], vdupq_n_s8(-(n as i8)))) }
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             let a = splat4(a);
             four!(|i| D::dot(acc[i], vreinterpretq_s8_u8(w[i]), a))
@@ -287,6 +321,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             // Signed bytes are w - 128: the sum of a, 128 times, is what that lacks.
             let (a, half) = (splat4(a), vdupq_n_s8(64));
@@ -300,18 +335,22 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { four!(|i| vreinterpretq_s32_u8(vld1q_u8(p.add(16 * i)))) }
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { widen([vreinterpretq_u16_u8(vld1q_u8(p)), vreinterpretq_u16_u8(vld1q_u8(p.add(16)))]) }
     }
     #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| veorq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe {
             four!(|i| {
                 let v = vdupq_n_u32(*table.add(vgetq_lane_s32::<0>(index[i]) as usize));
@@ -324,10 +363,12 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_as_b(v: Self::I) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vreinterpretq_u8_s32(v[i])) }
     }
     #[inline(always)]
     unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
+        // SAFETY: the table is as long as what is read of it.
         unsafe {
             let table = vld1q_u8(table.as_ptr());
             four!(|i| vqtbl1q_u8(table, index[i]))
@@ -336,18 +377,22 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vaddq_u8(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vandq_u8(vcgeq_u8(v[i], vdupq_n_u8(limit)), vdupq_n_u8(1))) }
     }
     #[inline(always)]
     unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { four!(|i| vtstq_u8(v[i], vdupq_n_u8(bits))) }
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe {
             let bytes = vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned()));
             [veorq_u8(bytes, vdupq_n_u8(128)); 4]
@@ -355,6 +400,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe {
             four!(|i| {
                 let bytes = vbslq_u8(chosen[i], a[i], vdupq_n_u8(128));
@@ -365,6 +411,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: register operations that the caller's CPU has.
         unsafe { [vuzp1q_s32(a[0], a[1]), vuzp1q_s32(a[2], a[3]), vuzp1q_s32(b[0], b[1]), vuzp1q_s32(b[2], b[3])] }
     }
 }

@@ -11,8 +11,6 @@ fn lanes<T>(f: impl FnMut(usize) -> T) -> [T; LANES] {
     std::array::from_fn(f)
 }
 
-// SAFETY (all methods): pointers are valid for the elements read or written, as the trait requires.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Isa for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
@@ -25,10 +23,12 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> Self::F {
+        // SAFETY: the caller points to what is read.
         unsafe { p.cast::<Self::F>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: Self::F) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { p.cast::<Self::F>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -72,11 +72,13 @@ impl Isa for Scalar {
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         lanes(|i| half::f16::from_bits(bits[i]).to_f32())
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: the caller points to what is read.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         lanes(|i| f32::from_bits(u32::from(bits[i]) << 16))
     }
@@ -87,11 +89,13 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         let bytes = unsafe { p.cast::<[u8; LANES]>().read_unaligned() };
         lanes(|i| bytes[i].into())
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
         lanes(|i| bytes[i].into())
     }
@@ -137,6 +141,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(lanes(|i| v[i] as i8)) }
     }
 
@@ -144,10 +149,12 @@ impl Isa for Scalar {
     unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe { p.cast::<Self::B>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: Self::B) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { p.cast::<Self::B>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -168,21 +175,25 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() };
         lanes(|i| acc[i].wrapping_add((0..4).map(|t| i32::from(w[4 * i + t]) * i32::from(a[t])).sum::<i32>()))
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         unsafe { Self::dot4(acc, w, a) }
     }
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         let words = unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() };
         lanes(|i| i32::from_le_bytes(words[i]))
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
+        // SAFETY: the caller points to what is read.
         let words = unsafe { p.cast::<[[u8; 2]; LANES]>().read_unaligned() };
         lanes(|i| u16::from_le_bytes(words[i]).into())
     }
@@ -192,6 +203,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        // SAFETY: the caller points to what is read.
         lanes(|i| unsafe { *table.add(index[i] as usize) as i32 })
     }
     #[inline(always)]
@@ -217,6 +229,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
+        // SAFETY: the caller points to what is read.
         let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
         std::array::from_fn(|i| bytes[i % 8] ^ 0x80)
     }
@@ -234,13 +247,13 @@ impl Isa for Scalar {
 /// The yardstick of the bf16 products: rounded the same, summed in another order.
 // SAFETY: as above.
 #[cfg(test)]
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl super::Bf16 for Scalar {
     unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B {
         let bytes = |x: f32| half::bf16::from_f32(x).to_le_bytes();
         std::array::from_fn(|i| bytes(if i % 4 < 2 { low[i / 4] } else { high[i / 4] })[i % 2])
     }
     unsafe fn bf_store(p: *mut u16, v: Self::F) {
+        // SAFETY: the caller points to room for what is written.
         unsafe { p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
     }
     unsafe fn bf_exp(x: Self::F) -> Self::F {
@@ -248,6 +261,7 @@ impl super::Bf16 for Scalar {
     }
     unsafe fn bf_dot(acc: Self::F, v: Self::B, pair: *const u16) -> Self::F {
         let number = |at: usize| half::bf16::from_le_bytes([v[at], v[at + 1]]).to_f32();
+        // SAFETY: the caller points to what is read.
         let [a, b] = unsafe { pair.cast::<[u16; 2]>().read_unaligned() }.map(|x| half::bf16::from_bits(x).to_f32());
         lanes(|i| acc[i] + number(4 * i) * a + number(4 * i + 2) * b)
     }
@@ -256,7 +270,6 @@ impl super::Bf16 for Scalar {
 /// The yardstick of the arithmetic in f16.
 // SAFETY: as above.
 #[cfg(test)]
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl super::F16 for Scalar {
     unsafe fn h_zero() -> Self::B {
         [0; 64]
@@ -265,6 +278,7 @@ impl super::F16 for Scalar {
         halves(|i| if i < LANES { low[i] } else { high[i - LANES] })
     }
     unsafe fn h_join(low: *const u16, high: *const u16) -> Self::B {
+        // SAFETY: the caller points to what is read.
         unsafe { Self::h_pack(Self::f_load_f16(low), Self::f_load_f16(high)) }
     }
     unsafe fn h_widen(v: Self::B) -> (Self::F, Self::F) {
@@ -272,9 +286,11 @@ impl super::F16 for Scalar {
     }
     unsafe fn h_store_twice(p: *mut u16, v: Self::F) {
         let twice = v.map(|x| [half::f16::from_f32(x).to_bits(); 2]);
+        // SAFETY: the caller points to room for what is written.
         unsafe { p.cast::<[[u16; 2]; LANES]>().write_unaligned(twice) }
     }
     unsafe fn h_splat(twice: *const u16) -> Self::B {
+        // SAFETY: the caller points to what is read.
         let [x, same] = unsafe { twice.cast::<[u16; 2]>().read_unaligned() };
         assert_eq!(x, same);
         halves(|_| half::f16::from_bits(x).to_f32())

@@ -60,8 +60,6 @@ pub(crate) struct Q5_1;
 /// `[d][bytes + 128]`, offset 128.
 pub(crate) struct Q8_0;
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q4_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 18;
@@ -74,15 +72,16 @@ impl Packed for Q4_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { nibbles::<S>(block.add(HALF_ROW)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 8.0) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q4_1 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 20;
@@ -96,15 +95,16 @@ impl Packed for Q4_1 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { nibbles::<S>(block.add(2 * HALF_ROW)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { asymmetric::<S>(block) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q5_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 22;
@@ -119,15 +119,16 @@ impl Packed for Q5_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { add_bits::<S, 4>(nibbles::<S>(block.add(HALF_ROW + BIT_PLANE)), block.add(HALF_ROW)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 16.0) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q5_1 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 24;
@@ -143,15 +144,16 @@ impl Packed for Q5_1 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { add_bits::<S, 4>(nibbles::<S>(block.add(2 * HALF_ROW + BIT_PLANE)), block.add(2 * HALF_ROW)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { asymmetric::<S>(block) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q8_0 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 34;
@@ -170,6 +172,7 @@ impl Packed for Q8_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let mut quants = [S::b_load(block.add(HALF_ROW)); 8];
             for j in 1..8 {
@@ -180,6 +183,7 @@ impl Packed for Q8_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 128.0) }
     }
 }

@@ -48,8 +48,6 @@ unsafe fn ue4m3<S: Isa>(bits: S::I) -> (S::F, S::F) {
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Mxfp4 {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 17;
@@ -62,10 +60,12 @@ impl Packed for Mxfp4 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { looked_up::<S>(&TABLE, nibbles::<S>(block.add(LANES))) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             // 2^(e - 128) as a product of two powers that are normal numbers, whatever e.
             let e = S::i_load_u8(block);
@@ -76,7 +76,6 @@ impl Packed for Mxfp4 {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Nvfp4 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 36;
@@ -99,10 +98,12 @@ impl Packed for Nvfp4 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { looked_up::<S>(&TABLE, nibbles::<S>(block.add(4 * LANES + NIBBLE_PLANE * g))) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bytes = block.add(2 * LANES * g);
             [ue4m3::<S>(S::i_load_u8(bytes)), ue4m3::<S>(S::i_load_u8(bytes.add(LANES)))]

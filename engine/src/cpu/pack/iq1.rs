@@ -73,8 +73,6 @@ unsafe fn eighths_scale<S: Isa>(d: S::F, sc: S::I) -> (S::F, S::F) {
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq1S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 50;
@@ -90,6 +88,7 @@ impl Packed for Iq1S {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 6 * LANES * g);
             let high = S::i_load_u16(group.add(4 * LANES));
@@ -103,6 +102,7 @@ impl Packed for Iq1S {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let high = S::i_load_u16(block.add(HALF_ROW + 6 * LANES * g + 4 * LANES));
             let sc = S::i_add(S::i_and(S::i_shr(high, 11), 14), S::i_splat(1));
@@ -115,7 +115,6 @@ impl Packed for Iq1S {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq1M {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 56;
@@ -138,6 +137,7 @@ impl Packed for Iq1M {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 6 * LANES + 6 * LANES * g);
             join(eight_m::<S>(group, 0), eight_m::<S>(group, 1), eight_m::<S>(group, 2), eight_m::<S>(group, 3))
@@ -145,6 +145,7 @@ impl Packed for Iq1M {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bytes = block.add(HALF_ROW);
             let six = if g < 6 {

@@ -91,8 +91,6 @@ unsafe fn scale_nibbles<S: Isa>(d: *const u8, scales: *const u8) -> [(S::F, S::F
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq2Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
@@ -108,6 +106,7 @@ impl Packed for Iq2Xxs {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 8 * LANES * g);
             let bits = S::i_load(group.add(4 * LANES));
@@ -122,6 +121,7 @@ impl Packed for Iq2Xxs {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bits = S::i_load(block.add(HALF_ROW + 8 * LANES * g + 4 * LANES));
             [half_steps::<S>(block, S::i_and(S::i_shr(bits, 28), 15), 0.25, OFFSET); 2]
@@ -129,7 +129,6 @@ impl Packed for Iq2Xxs {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq2Xs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 74;
@@ -145,6 +144,7 @@ impl Packed for Iq2Xs {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 9 * LANES * g);
             let (first, second) = (S::i_load(group), S::i_load(group.add(4 * LANES)));
@@ -159,11 +159,11 @@ impl Packed for Iq2Xs {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { scale_nibbles::<S>(block, block.add(HALF_ROW + 9 * LANES * g + 8 * LANES)) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq2S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 82;
@@ -181,6 +181,7 @@ impl Packed for Iq2S {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 10 * LANES * g);
             let signs = S::i_load(group.add(4 * LANES));
@@ -195,6 +196,7 @@ impl Packed for Iq2S {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { scale_nibbles::<S>(block, block.add(HALF_ROW + 10 * LANES * g + 9 * LANES)) }
     }
 }

@@ -68,8 +68,6 @@ unsafe fn eight_s<S: Isa>(group: *const u8, signs: S::I, ninth: S::I, i: usize) 
     }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq3Xxs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 98;
@@ -85,6 +83,7 @@ impl Packed for Iq3Xxs {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 12 * LANES * g);
             let bits = S::i_load(group.add(8 * LANES));
@@ -99,6 +98,7 @@ impl Packed for Iq3Xxs {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bits = S::i_load(block.add(HALF_ROW + 12 * LANES * g + 8 * LANES));
             [half_steps::<S>(block, S::i_and(S::i_shr(bits, 28), 15), 0.5, OFFSET_XXS); 2]
@@ -106,7 +106,6 @@ impl Packed for Iq3Xxs {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq3S {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
@@ -124,6 +123,7 @@ impl Packed for Iq3S {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 4 * LANES + 13 * LANES * g);
             let signs = S::i_load(group.add(8 * LANES));
@@ -138,6 +138,7 @@ impl Packed for Iq3S {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bytes = S::i_load_u8(block.add(HALF_ROW + LANES * (g / 2)));
             let sc = S::i_and(S::i_shr(bytes, 4 * (g % 2) as u32), 15);

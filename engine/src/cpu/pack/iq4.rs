@@ -16,8 +16,6 @@ pub(crate) struct Iq4Nl;
 /// `[d][high scales 2][low scales 4][nibbles x 8]`.
 pub(crate) struct Iq4Xs;
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq4Nl {
     const BLOCK: usize = 32;
     const FILE_BYTES: usize = 18;
@@ -31,15 +29,16 @@ impl Packed for Iq4Nl {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, _: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { looked_up::<S>(&TABLE, nibbles::<S>(block.add(HALF_ROW))) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, OFFSET as f32) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Iq4Xs {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 136;
@@ -56,10 +55,12 @@ impl Packed for Iq4Xs {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { looked_up::<S>(&TABLE, nibbles::<S>(block.add(HALF_ROW + 6 * LANES + NIBBLE_PLANE * g))) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let bytes = block.add(HALF_ROW);
             let low = S::i_and(S::i_shr(S::i_load_u8(bytes.add(LANES * (2 + g / 2))), 4 * (g % 2) as u32), 15);

@@ -125,8 +125,6 @@ pub(crate) struct Q5K;
 /// `[d][scales 16][(high pairs, nibbles) x 8]`, quants offset by 32.
 pub(crate) struct Q6K;
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q2K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 84;
@@ -143,10 +141,12 @@ impl Packed for Q2K {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { pairs::<S>(block.add(2 * HALF_ROW + 16 * LANES + PAIR_PLANE * g)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let minus_dmin = S::f_mul(S::f_load_f16(block.add(HALF_ROW).cast()), S::f_splat(-1.0));
             let scales = (S::f_load_f16(block.cast()), minus_dmin);
@@ -155,7 +155,6 @@ impl Packed for Q2K {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q3K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 110;
@@ -172,6 +171,7 @@ impl Packed for Q3K {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 12 * LANES + (BIT_PLANE + PAIR_PLANE) * g);
             add_bits::<S, 2>(pairs::<S>(group.add(BIT_PLANE)), group)
@@ -179,6 +179,7 @@ impl Packed for Q3K {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let d = S::f_load_f16(block.cast());
             [scale_min_k3::<S>(block, d, 2 * g), scale_min_k3::<S>(block, d, 2 * g + 1)]
@@ -186,7 +187,6 @@ impl Packed for Q3K {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q4K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 144;
@@ -203,15 +203,16 @@ impl Packed for Q4K {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { nibbles::<S>(block.add(2 * HALF_ROW + 12 * LANES + NIBBLE_PLANE * g)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { scale_min_k4::<S>(block, g) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q5K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 176;
@@ -229,6 +230,7 @@ impl Packed for Q5K {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(2 * HALF_ROW + 12 * LANES + (BIT_PLANE + NIBBLE_PLANE) * g);
             add_bits::<S, 4>(nibbles::<S>(group.add(BIT_PLANE)), group)
@@ -236,11 +238,11 @@ impl Packed for Q5K {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { scale_min_k4::<S>(block, g) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q6K {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 210;
@@ -258,6 +260,7 @@ impl Packed for Q6K {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let group = block.add(HALF_ROW + 16 * LANES + (PAIR_PLANE + NIBBLE_PLANE) * g);
             let mut quants = nibbles::<S>(group.add(PAIR_PLANE));
@@ -272,6 +275,7 @@ impl Packed for Q6K {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, g: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let d = S::f_load_f16(block.cast());
             [scale_min_k6::<S>(block, d, 2 * g), scale_min_k6::<S>(block, d, 2 * g + 1)]

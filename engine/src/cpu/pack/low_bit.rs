@@ -9,8 +9,6 @@ pub(crate) struct Q1_0;
 /// `[d][pairs x 2]`, offset 1.
 pub(crate) struct Q2_0;
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q1_0 {
     const BLOCK: usize = 128;
     const FILE_BYTES: usize = 18;
@@ -25,6 +23,7 @@ impl Packed for Q1_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let zero = S::i_as_b(S::i_splat(0));
             add_bits::<S, 1>([zero; 8], block.add(HALF_ROW + BIT_PLANE * g))
@@ -32,11 +31,11 @@ impl Packed for Q1_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 1.0) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Q2_0 {
     const BLOCK: usize = 64;
     const FILE_BYTES: usize = 18;
@@ -58,10 +57,12 @@ impl Packed for Q2_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { pairs::<S>(block.add(HALF_ROW + PAIR_PLANE * g)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 1.0) }
     }
 }

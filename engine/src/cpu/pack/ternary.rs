@@ -54,8 +54,6 @@ unsafe fn next_digit<S: Isa>(bytes: S::B) -> S::B {
     unsafe { S::b_add(S::b_add(bytes, bytes), bytes) }
 }
 
-// SAFETY (all methods below): offsets stay inside the packed block the caller points to.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Tq1_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 54;
@@ -83,6 +81,7 @@ impl Packed for Tq1_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe {
             let vectors = block.add(HALF_ROW);
             let mut bytes = S::b_load(vectors.add(DIGITS * g));
@@ -104,11 +103,11 @@ impl Packed for Tq1_0 {
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 1.0) }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Packed for Tq2_0 {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
@@ -130,10 +129,12 @@ impl Packed for Tq2_0 {
     }
     #[inline(always)]
     unsafe fn quants<S: Isa>(block: *const u8, g: usize) -> [S::B; 8] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { pairs::<S>(block.add(HALF_ROW + PAIR_PLANE * g)) }
     }
     #[inline(always)]
     unsafe fn scale_min<S: Isa>(block: *const u8, _: usize) -> [(S::F, S::F); 2] {
+        // SAFETY: inside the packed block that the caller points to.
         unsafe { symmetric::<S>(block, 1.0) }
     }
 }
