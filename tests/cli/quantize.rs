@@ -130,6 +130,23 @@ fn gptq_calibrates_on_a_text() {
     assert_eq!(type_of(&read, "blk.1.ffn_up.weight"), "Q4_0");
     let answer = tandem(&["run", "-m", arg(&out), "--raw", "-n", "4", "--temp", "0", "hello"]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
+    // The embedding, which is the output too, with an importance matrix's importance, and so with other weights.
+    let (imatrix, weighed) = (folder.join("imatrix.gguf"), folder.join("weighed.gguf"));
+    tandem(&["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(&text), "-o", arg(&imatrix)]).ok();
+    let (pure, plain) = ([&gptq[..], &["--pure"]].concat(), folder.join("plain.gguf"));
+    quantize(model, &plain, "Q4_0", &pure).ok();
+    let report = quantize(model, &weighed, "Q4_0", &[&pure[..], &["--imatrix", arg(&imatrix)]].concat()).json();
+    for tensor in report["tensors"].as_array().unwrap() {
+        assert_eq!(tensor["importance"], tensor["name"] == "token_embd.weight", "{tensor}");
+    }
+    let (without, with) = (Gguf::open(&plain).unwrap(), Gguf::open(&weighed).unwrap());
+    let same = |name: &str| without.data(without.tensor(name).unwrap()) == with.data(with.tensor(name).unwrap());
+    assert!(!same("token_embd.weight"));
+    let none = folder.join("none.gguf");
+    tandem(&["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(&text), "-o", arg(&none), "--process-output=false"])
+        .ok();
+    let refused = quantize(model, &folder.join("no.gguf"), "Q4_0", &[&pure[..], &["--imatrix", arg(&none)]].concat());
+    assert!(refused.fails(2).contains("for the embedding alone"));
     // As one thread makes it.
     let alone = folder.join("alone.gguf");
     quantize(model, &alone, "Q4_0", &[&gptq[..], &["-t", "1"]].concat()).ok();

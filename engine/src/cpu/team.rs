@@ -49,7 +49,6 @@ fn prefetch(address: usize) {
 pub(crate) struct Team {
     pool: Option<rayon::ThreadPool>,
     n: usize,
-    sync: Sync,
 }
 
 /// State the members share. Padded, so that its parts do not share a cache line.
@@ -99,7 +98,7 @@ impl Team {
         let pool = if n > 1 { Some(build().map_err(fail)?) } else { None };
         // The pool may have fewer threads than asked for, and what is shared out should fit it.
         let n = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
-        Ok(Team { pool, n, sync: Sync::default() })
+        Ok(Team { pool, n })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -116,10 +115,7 @@ impl Team {
 
     /// Runs `body` once on every member, in parallel, and returns when all are done.
     pub(crate) fn run(&mut self, body: impl Fn(&Member<'_>) + std::marker::Sync) {
-        let mut places = std::mem::take(&mut self.sync.places);
-        places.resize_with(self.n, Padded::default);
-        self.sync = Sync { places, ..Sync::default() };
-        let sync = &self.sync;
+        let sync = &Sync { places: (0..self.n).map(|_| Padded::default()).collect(), ..Sync::default() };
         match &self.pool {
             None => body(&Member::new(0, 1, sync)),
             Some(pool) => {
@@ -226,6 +222,7 @@ impl<'a> Member<'a> {
         self.phase.set(phase);
         if self.opens.replace(false) {
             self.sync.cursor.0.store(u64::from(phase) << ITEM_BITS, Ordering::Release);
+            // By now it reads what it named itself.
             self.ahead.set(0..0);
         } else if self.wait(phase) > phase {
             return;
@@ -531,20 +528,32 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_those_who_wait() {
-        let fails = |run: fn(&Member<'_>)| {
-            let caught = std::panic::catch_unwind(|| Team::new(2).unwrap().run(run));
-            assert!(caught.is_err());
+        // What comes after the panic must not begin, and who waits for it must not wait for ever.
+        let message = |first: fn(&Member<'_>)| {
+            let went_on = AtomicBool::new(false);
+            let caught = std::panic::catch_unwind(|| {
+                Team::new(2).unwrap().run(|m| {
+                    first(m);
+                    m.phase(2, 1, |_| went_on.store(true, Ordering::Relaxed));
+                });
+            });
+            assert!(!went_on.into_inner());
+            let panic = caught.unwrap_err();
+            panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).unwrap_or_default()
         };
         within_a_minute(move || {
-            fails(|m| {
-                m.phase(2, 1, |range| assert!(range.start != 0, "planted: a member panicked"));
-                m.phase(2, 1, |_| unreachable!("the phase before is never done"));
-            });
-            fails(|m| {
+            let in_a_phase = message(|m| m.phase(2, 1, |range| assert!(range.start != 0, "a member panicked")));
+            let alone = message(|m| {
                 m.phase(2, 1, |_| {});
-                m.alone(|_| panic!("planted: a member panicked alone"));
-                m.phase(2, 1, |_| unreachable!("this is never open"));
+                m.alone(|_| panic!("a member panicked"));
             });
+            // Of the two members' panics, the caller gets one.
+            for text in [in_a_phase, alone] {
+                assert!(
+                    ["a member panicked", "another thread of the team panicked"].contains(&text.as_str()),
+                    "{text}"
+                );
+            }
         });
     }
 

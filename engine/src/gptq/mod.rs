@@ -49,9 +49,9 @@ pub struct Options {
     pub damping: f32,
     /// Whether columns with large inputs are rounded first, as far as blocks stay together.
     pub act_order: bool,
-    /// By name, how much each weight of a row counts (positive) in tensors that rows are looked up in: their turn comes before
-    /// their inputs are seen, where they are the output too. All alike without it.
-    pub table_importance: HashMap<String, Vec<f32>>,
+    /// By name, how much each weight of a row counts (positive). Asked for tensors that rows are looked up in: where they are
+    /// the output too, their turn comes before their inputs are seen. All alike without it.
+    pub importance: HashMap<String, Vec<f32>>,
     /// Where to look whether to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -61,8 +61,8 @@ pub struct Options {
 pub enum How {
     /// By GPTQ.
     Gptq,
-    /// By search, weighted by the mean squares of its inputs: its type has no quants for single weights, or its rows are
-    /// looked up ([`Options::table_importance`] is for these).
+    /// By search: its type has no quants for single weights (weighted by the mean squares of its inputs then), or its rows are
+    /// looked up (weighted by [`Options::importance`]).
     Search,
 }
 
@@ -163,7 +163,7 @@ impl Walk<'_> {
         for id in tables {
             if let Some((tensor, ty)) = self.job(*id) {
                 let mut data = vec![0; n_bytes(&tensor, ty)?];
-                let importance = self.options.table_importance.get(&tensor.name).map(Vec::as_slice);
+                let importance = self.options.importance.get(&tensor.name).map(Vec::as_slice);
                 let loss = self.search(&tensor, ty, 0..tensor.n_rows(), importance, &mut data)?;
                 self.finish(&tensor, ty, data, loss, How::Search)?;
             }
@@ -339,10 +339,7 @@ impl Walk<'_> {
                 moments.factor(codes.block(), self.options, self.outer)?;
                 Ok((self.round(tensor, ty, rows, moments, &codes, out)?, How::Gptq))
             }
-            _ => {
-                let importance = (moments.hessian.count() > 0).then_some(&moments.squares[..]);
-                Ok((self.search(tensor, ty, rows, importance, out)?, How::Search))
-            }
+            _ => Ok((self.search(tensor, ty, rows, Some(&moments.squares), out)?, How::Search)),
         }
     }
 

@@ -119,8 +119,8 @@ impl<'a> Recode<'a> {
     }
 
     /// Encodes rows, of which the first is row `first` of the tensor. `bytes` and `out` hold them before and after;
-    /// `importance` has one positive number for each weight of a row; without it all count alike. Stops early when `stop` is set; what `out` and
-    /// the result hold then is of no use.
+    /// `importance` has one positive number for each weight of a row; without it all count alike. Stops early when
+    /// `stop` is set; what `out` and the result hold then is of no use.
     ///
     /// # Errors
     /// A weight that is not finite, or too large for the type; the message has its index.
@@ -228,8 +228,8 @@ fn mean_squares(ty: GgmlType, importance: bool) -> f32 {
         // An importance says by itself what counts, and one bit cuts large weights off in any case.
         _ if importance => 4.0,
         GgmlType::IQ1_S | GgmlType::IQ1_M => 4.0,
-        // These hold the ends of a block's range exactly, if they are asked to.
-        GgmlType::Q4_1 | GgmlType::Q5_1 => 0.25,
+        // It holds the ends of a block's range exactly, if it is asked to.
+        GgmlType::Q4_1 => 0.25,
         _ => 1.0,
     }
 }

@@ -41,8 +41,8 @@ impl Listener for Keep {
 }
 
 fn options(threads: usize) -> Options {
-    let (table_importance, stop) = (HashMap::new(), Arc::new(AtomicBool::new(false)));
-    Options { threads, damping: 0.01, act_order: true, table_importance, stop }
+    let stop = Arc::new(AtomicBool::new(false));
+    Options { threads, damping: 0.01, act_order: true, importance: HashMap::new(), stop }
 }
 
 /// Types by tensor: one for all matrices, none for tables.
@@ -176,7 +176,7 @@ fn the_embedding_is_searched_with_the_importance_given() {
         gptq::run(&gguf, &program, &types, &windows, &options, &mut keep).unwrap();
         keep.tensors[&name].0.clone()
     };
-    let with = run(Options { table_importance: HashMap::from([(name.clone(), importance.clone())]), ..options(2) });
+    let with = run(Options { importance: HashMap::from([(name.clone(), importance.clone())]), ..options(2) });
     let recode = Recode::new(tensor, GgmlType::Q4_0, Method::Search).unwrap();
     let mut expected = vec![0; recode.row_bytes().1 * tensor.n_rows()];
     let stop = AtomicBool::new(false);

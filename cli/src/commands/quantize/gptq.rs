@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tandem_engine::gptq::{self, How, Listener, Quantized};
 use tandem_loader::{GgmlType, TypeClass};
-use tandem_models::{Program, WeightRole};
+use tandem_models::Program;
 
 use super::plan::Plan;
 use super::write::{Done, Files};
@@ -89,13 +89,14 @@ pub(super) fn quantize(
     let quantized = |job: &&super::plan::Job<'_>| job.changes() && job.ty.class() == TypeClass::Quantized;
     let types: HashMap<String, GgmlType> =
         plan.jobs.iter().filter(quantized).map(|job| (job.tensor.name.clone(), job.ty)).collect();
+    let importance = |job: &super::plan::Job<'_>| Some((job.tensor.name.clone(), job.importance(0)?.to_vec()));
     let stop = Arc::new(AtomicBool::new(false));
     interrupt.watch(stop.clone())?;
     let options = gptq::Options {
         threads,
         damping: args.damping.unwrap_or(DEFAULT_DAMPING),
         act_order: !args.no_act_order,
-        table_importance: table_importance(&program, plan),
+        importance: plan.jobs.iter().filter_map(importance).collect(),
         stop,
     };
     let bar = ui.steps("calibrating", 1);
@@ -113,13 +114,6 @@ pub(super) fn quantize(
         ));
     }
     Ok(())
-}
-
-/// What the importance matrix says of the tensors that rows are looked up in.
-fn table_importance(program: &Program, plan: &Plan<'_>) -> HashMap<String, Vec<f32>> {
-    let is_table = |name: &str| program.weights.iter().any(|w| w.role == WeightRole::Table && w.tensor == name);
-    let tables = plan.jobs.iter().filter(|job| is_table(&job.tensor.name));
-    tables.filter_map(|job| Some((job.tensor.name.clone(), job.importance(0)?.to_vec()))).collect()
 }
 
 /// Writes tensors as they come.

@@ -38,7 +38,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(value_name = "TYPE", value_parser = mix, help = type_help())]
     mix: &'static Mix,
     /// Importance matrix (GGUF or .dat) that says which weights matter on real text; gptq, which takes a text itself, uses
-    /// it for the embedding (and so for the output, where they are one) and for what the model's program does not use
+    /// it for the embedding alone, which is worth it where that is the output too
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// How scales are chosen
@@ -82,7 +82,7 @@ enum MethodArg {
     Absmax,
     /// Asymmetric: from smallest to largest, where the type has a minimum
     Minmax,
-    /// The least change of what layers give on a text (--calibration): takes minutes, and loses least
+    /// The least change of what layers give on a text (--calibration): takes minutes, and loses less than search
     Gptq,
 }
 

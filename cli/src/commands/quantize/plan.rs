@@ -8,12 +8,14 @@ use tandem_loader::imatrix::{self, Imatrix};
 use tandem_loader::{GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, TypeClass, Value};
 use tandem_models::mix::{self, Mix, Wishes};
 
-use super::QuantizeArgs;
+use super::{MethodArg, QuantizeArgs};
 use crate::exit::Failure;
 use crate::ui::Ui;
 
 /// `general.quantization_version`: the version of the block formats, which has been 2 since GGUF came.
 const QUANTIZATION_VERSION: u32 = 2;
+/// In the names of tensors whose rows are looked up.
+const EMBEDDING: &str = "token_embd";
 
 /// One tensor.
 pub(super) struct Job<'a> {
@@ -42,6 +44,8 @@ pub(super) struct Plan<'a> {
     pub(super) files: Vec<OutFile>,
     /// Whether there is an importance matrix.
     imatrix: bool,
+    /// Whether weights are rounded by their inputs on a text, which are better known than from an importance matrix.
+    is_gptq: bool,
 }
 
 impl Job<'_> {
@@ -71,9 +75,10 @@ impl<'a> Plan<'a> {
             return Err(Failure::model("has no weights to quantize"));
         }
         let by_name = |name: &str| args.tensor_type.iter().find(|row| row.pattern.is_match(name)).map(|row| row.ty);
+        let is_gptq = args.method == MethodArg::Gptq;
         let wishes = Wishes {
             pure: args.pure,
-            imatrix: imatrix.is_some(),
+            imatrix: imatrix.is_some() && !is_gptq,
             output: args.output_type,
             embedding: args.embedding_type,
             by_name: &by_name,
@@ -81,19 +86,26 @@ impl<'a> Plan<'a> {
         let choices = mix::choose(gguf, args.mix, &wishes)?;
         let job = |(tensor, choice): (&'a TensorInfo, mix::Choice)| {
             let importance = match imatrix {
-                Some(imatrix) if choice.ty != tensor.ty => importance(tensor, imatrix)?,
+                Some(imatrix) if choice.ty != tensor.ty && (!is_gptq || tensor.name.contains(EMBEDDING)) => {
+                    importance(tensor, imatrix)?
+                }
                 _ => None,
             };
             Ok(Job { tensor, ty: choice.ty, instead_of: choice.instead_of, importance })
         };
         let jobs = gguf.tensors().iter().zip(choices).map(job).collect::<anyhow::Result<Vec<_>>>()?;
         if imatrix.is_some() && jobs.iter().any(Job::changes) && jobs.iter().all(|job| job.importance.is_none()) {
-            return Err(Failure::usage(
-                "--imatrix: none of its entries has the name of a tensor to be quantized; it was made from another model",
-            ));
+            return Err(Failure::usage(match is_gptq {
+                true => {
+                    "--imatrix: gptq uses its entry for the embedding alone, and it has none, or that is not quantized"
+                }
+                false => {
+                    "--imatrix: none of its entries has the name of a tensor to be quantized; it was made from another model"
+                }
+            }));
         }
         let files = files(gguf, args, imatrix)?;
-        Ok(Plan { gguf, mix: args.mix, jobs, files, imatrix: imatrix.is_some() })
+        Ok(Plan { gguf, mix: args.mix, jobs, files, imatrix: imatrix.is_some(), is_gptq })
     }
 
     /// Bytes of all tensors, before and after.
@@ -124,9 +136,12 @@ impl<'a> Plan<'a> {
                 list(&names)
             ));
         }
+        if self.is_gptq {
+            return;
+        }
         if self.imatrix {
             let is_missing = |job: &&Job<'_>| {
-                let looked_up = job.tensor.name.contains("token_embd");
+                let looked_up = job.tensor.name.contains(EMBEDDING);
                 job.changes() && job.ty.class() == TypeClass::Quantized && job.importance.is_none() && !looked_up
             };
             let missing: Vec<&str> = self.jobs.iter().filter(is_missing).map(|job| job.tensor.name.as_str()).collect();
@@ -181,7 +196,7 @@ fn importance(tensor: &TensorInfo, imatrix: &Imatrix) -> anyhow::Result<Option<V
     let n_matrices: usize = tensor.dims().iter().skip(2).product();
     if values.len() != n && values.len() != n * n_matrices {
         // Embeddings are looked up, not multiplied: what is recorded under their name belongs to something else.
-        if tensor.name.contains("token_embd") {
+        if tensor.name.contains(EMBEDDING) {
             return Ok(None);
         }
         let message = format!(

@@ -11,7 +11,7 @@ use super::super::matmul::Acts;
 use super::super::matrix::Matrix;
 use super::super::team::{Member, Shared};
 use super::scratch::{MemberScratch, slot};
-use super::{Exec, Target, column_passes, write_tile};
+use super::{Exec, Int8, Target, column_passes, write_tile};
 
 /// An expert that tokens of the batch chose.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -230,7 +230,8 @@ impl Exec<'_> {
     ) {
         let (gate, up) = (self.matrices(gate), self.matrices(up));
         let quantized = gate.wants_quantized() || up.wants_quantized();
-        let mut input = self.rows_as_input(Reg::H, gate.n_in, self.n(), quantized, m);
+        let int8 = if quantized { Int8::Once } else { Int8::No };
+        let mut input = self.rows_as_input(Reg::H, gate.n_in, 0..self.n(), int8, m);
         input.acts.rows = self.routing.tokens.as_ptr();
         let n_panels = gate.n_panels();
         m.phase_even(self.most_visited() * n_panels, |claimed| {
@@ -283,7 +284,8 @@ impl Exec<'_> {
     pub(super) fn expert_down(&self, down: WeightId, output: Reg, add: bool, m: &Member<'_>, own: &mut MemberScratch) {
         let down = self.matrices(down);
         let n = self.n() * self.n_used();
-        let mut input = self.rows_as_input(Reg::F, down.n_in, n, down.wants_quantized(), m);
+        let int8 = if down.wants_quantized() { Int8::Once } else { Int8::No };
+        let mut input = self.rows_as_input(Reg::F, down.n_in, 0..n, int8, m);
         input.acts.rows = self.routing.rows.as_ptr();
         m.phase_even(down.n_panels(), |panels| {
             let acts = input.ready(self, own);

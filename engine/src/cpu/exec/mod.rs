@@ -130,34 +130,28 @@ fn write_tile(out: &mut [f32], tile: &[f32], add: bool) {
     }
 }
 
+/// Whether rows are quantized to int8 as input of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Int8 {
+    No,
+    Once,
+    /// What int8 leaves over of a row is a second column.
+    Twice,
+}
+
 /// The input of products.
 struct Input {
     acts: Acts,
-    /// The row that each member still has to quantize for itself.
-    own_row: Option<OwnRow>,
-}
-
-/// A row of a register as the only input.
-struct OwnRow {
-    reg: Reg,
-    t: usize,
-    /// Whether what int8 leaves over is a second column.
-    twice: bool,
+    /// The register and the row that each member still has to quantize for itself.
+    own_row: Option<(Reg, usize, Int8)>,
 }
 
 impl Input {
     /// The input, to be asked for in the phase that reads it, where the register stays as it is.
     fn ready(&mut self, exec: &Exec<'_>, own: &mut MemberScratch) -> &Acts {
-        if let Some(OwnRow { reg, t, twice }) = self.own_row.take() {
-            let n_in = self.acts.n_in;
-            let groups = n_in / GROUP;
-            let own = &mut own.groups;
-            if twice {
-                exec.quantize_twice(reg, n_in, t, &mut own[..2 * groups]);
-            } else {
-                exec.quantize_row(reg, n_in, t, &mut own[..groups]);
-            }
-            self.acts.groups = own.as_ptr();
+        if let Some((reg, t, int8)) = self.own_row.take() {
+            exec.quantize_row(reg, self.acts.n_in, t, int8, &mut own.groups);
+            self.acts.groups = own.groups.as_ptr();
         }
         &self.acts
     }
@@ -270,38 +264,44 @@ impl Exec<'_> {
     /// The batch's rows of a register as input of products: quantized to int8, if one of the matrices wants that.
     fn input(&self, input: Reg, linears: &[&Linear], m: &Member<'_>) -> Input {
         let quantized = linears.iter().any(|l| self.matrix(l).wants_quantized());
-        self.rows_as_input(input, self.matrix(linears[0]).n_in, self.n(), quantized, m)
+        let int8 = if quantized { Int8::Once } else { Int8::No };
+        self.rows_as_input(input, self.matrix(linears[0]).n_in, 0..self.n(), int8, m)
     }
 
-    /// The first `n` rows of `n_in` floats of a register as input of products. A single row is quantized by every member for
-    /// itself, which takes less time than to share the work and to wait for each other.
-    fn rows_as_input(&self, reg: Reg, n_in: usize, n: usize, quantized: bool, m: &Member<'_>) -> Input {
-        if quantized && n > 1 {
-            let per_row = n_in / GROUP;
-            m.phase_even(n, |rows| {
-                for t in rows {
+    /// Rows of `n_in` floats of a register as input of products. A single row is quantized by every member for itself, which
+    /// takes less time than to share the work and to wait for each other.
+    fn rows_as_input(&self, reg: Reg, n_in: usize, rows: Range<usize>, int8: Int8, m: &Member<'_>) -> Input {
+        let quantized = int8 != Int8::No;
+        if quantized && rows.len() > 1 {
+            let per_row = if int8 == Int8::Twice { 2 } else { 1 } * (n_in / GROUP);
+            m.phase_even(rows.len(), |items| {
+                for i in items {
                     // SAFETY: this member's rows.
-                    self.quantize_row(reg, n_in, t, unsafe { self.groups.get_mut(t * per_row..(t + 1) * per_row) });
+                    let out = unsafe { self.groups.get_mut(i * per_row..(i + 1) * per_row) };
+                    self.quantize_row(reg, n_in, rows.start + i, int8, out);
                 }
             });
         }
-        let x = self.registers[slot(reg)].as_ptr();
+        let x = self.registers[slot(reg)].start_of(rows.start * n_in..rows.end * n_in);
         let acts = Acts { n_in, x, groups: self.groups.as_ptr(), rows: std::ptr::null() };
-        let own_row = (quantized && n == 1).then_some(OwnRow { reg, t: 0, twice: false });
-        Input { acts, own_row }
+        Input { acts, own_row: (quantized && rows.len() == 1).then_some((reg, rows.start, int8)) }
     }
 
     /// Quantizes row `t` of `n_in` floats of a register to int8.
-    fn quantize_row(&self, input: Reg, n_in: usize, t: usize, out: &mut [ActGroup]) {
+    fn quantize_row(&self, reg: Reg, n_in: usize, t: usize, int8: Int8, out: &mut [ActGroup]) {
+        let (main, rest) = out.split_at_mut(n_in / GROUP);
         // SAFETY: no member writes the register before the phase is over, and the product's output is another one; rows of
         // whole groups; `kernels` are those of this CPU.
         unsafe {
-            let row = self.registers[slot(input)].get(t * n_in..(t + 1) * n_in);
+            let row = self.registers[slot(reg)].get(t * n_in..(t + 1) * n_in);
+            if int8 == Int8::Twice {
+                return (self.kernels.quantize_twice)(row.as_ptr(), main, &mut rest[..n_in / GROUP]);
+            }
             let least = match self.program.one_scale_per_token {
                 true => (self.kernels.absmax)(row.as_ptr(), n_in),
                 false => 0.0,
             };
-            (self.kernels.quantize)(row.as_ptr(), least, out);
+            (self.kernels.quantize)(row.as_ptr(), least, main);
         }
     }
 
@@ -485,7 +485,8 @@ impl Exec<'_> {
         let matrix = self.matrix(linear);
         let n_in = matrix.n_in;
         let parts = if matrix.wants_quantized() { 2 } else { 1 };
-        let mut input = self.output_rows_as_input(n_in, parts == 2, m);
+        let int8 = if parts == 2 { Int8::Twice } else { Int8::No };
+        let mut input = self.rows_as_input(Reg::H, n_in, rows.clone(), int8, m);
         self.panel_phase(matrix.n_panels(), m, |panels| {
             let acts = input.ready(self, own);
             for cols in column_passes(parts * rows.len(), n_in) {
@@ -512,36 +513,6 @@ impl Exec<'_> {
         for (i, out) in out.iter_mut().enumerate() {
             let y = scale * (tile[i] + tile.get(LANES + i).copied().unwrap_or(0.0)) + bias.map_or(0.0, |b| b[i]);
             *out = soft_cap.map_or(y, |cap| cap * (y / cap).tanh());
-        }
-    }
-
-    /// The rows of H that the head multiplies: quantized to columns `2 i` (the row) and `2 i + 1` (what int8 left over), if
-    /// the head wants that.
-    fn output_rows_as_input(&self, n_in: usize, quantized: bool, m: &Member<'_>) -> Input {
-        let rows = self.batch.output_rows();
-        if quantized && rows.len() > 1 {
-            let both = 2 * (n_in / GROUP);
-            m.phase_even(rows.len(), |items| {
-                for i in items {
-                    // SAFETY: this member's two columns.
-                    let out = unsafe { self.groups.get_mut(i * both..(i + 1) * both) };
-                    self.quantize_twice(Reg::H, n_in, rows.start + i, out);
-                }
-            });
-        }
-        let x = self.registers[slot(Reg::H)].start_of(rows.start * n_in..rows.end * n_in);
-        let acts = Acts { n_in, x, groups: self.groups.as_ptr(), rows: std::ptr::null() };
-        let own_row = OwnRow { reg: Reg::H, t: rows.start, twice: true };
-        Input { acts, own_row: (quantized && rows.len() == 1).then_some(own_row) }
-    }
-
-    /// Quantizes row `t` of `n_in` floats of a register, and then what int8 left over of it.
-    fn quantize_twice(&self, reg: Reg, n_in: usize, t: usize, out: &mut [ActGroup]) {
-        let (main, rest) = out.split_at_mut(n_in / GROUP);
-        // SAFETY: no member writes the register before the product is done; `kernels` are those of this CPU.
-        unsafe {
-            let row = self.registers[slot(reg)].get(t * n_in..(t + 1) * n_in);
-            (self.kernels.quantize_twice)(row.as_ptr(), main, rest);
         }
     }
 }

@@ -51,12 +51,12 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_loadu_ps(p.add(8 * i))) }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: Self::F) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { both!(|i| _mm256_storeu_ps(p.add(8 * i), v[i])) };
     }
     #[inline(always)]
@@ -117,12 +117,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_cvtph_ps(_mm_loadu_si128(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             both!(|i| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8 * i).cast()));
@@ -138,12 +138,12 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))) }
     }
     #[inline(always)]
@@ -203,7 +203,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe {
             // Packing works within 128-bit halves; the permutation puts the 4-byte groups back in order.
             let words = _mm256_packs_epi32(v[0], v[1]);
@@ -215,17 +215,17 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: nothing is read or written, whatever the address; the caller's CPU has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: Self::B) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { both!(|i| _mm256_storeu_si256(p.add(32 * i).cast(), v[i])) };
     }
     #[inline(always)]
@@ -250,7 +250,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             // 127 * 127 * 2 fits 16 bits, so that maddubs cannot saturate.
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -260,7 +260,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             // Even and odd bytes apart, in 16 bits: bytes up to 255 would saturate maddubs.
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -276,12 +276,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16 * i).cast()))) }
     }
     #[inline(always)]
@@ -291,7 +291,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { both!(|i| _mm256_i32gather_epi32::<4>(table.cast(), index[i])) }
     }
     #[inline(always)]
@@ -300,7 +300,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
-        // SAFETY: the table is as long as what is read of it.
+        // SAFETY: the table is as long as what is read of it; the caller's CPU has the instructions.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             both!(|i| _mm256_shuffle_epi8(table, index[i]))
@@ -330,7 +330,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let bytes = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
             [_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)); 2]

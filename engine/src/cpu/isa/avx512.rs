@@ -21,12 +21,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> __m512 {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
@@ -83,12 +83,12 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> __m512 {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> __m512 {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
     }
 
@@ -99,12 +99,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
@@ -159,23 +159,23 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: __m512i) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) }
     }
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: nothing is read or written, whatever the address; the caller's CPU has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: __m512i) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
     #[inline(always)]
@@ -200,23 +200,23 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot4(acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { Self::dot4(acc, w, a) }
     }
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
@@ -226,7 +226,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: __m512i) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_i32gather_epi32::<4>(index, table.cast()) }
     }
     #[inline(always)]
@@ -235,7 +235,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn b_lookup(table: &[u8; 16], index: __m512i) -> __m512i {
-        // SAFETY: the table is as long as what is read of it.
+        // SAFETY: the table is as long as what is read of it; the caller's CPU has the instructions.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             _mm512_shuffle_epi8(table, index)
@@ -259,7 +259,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_xor_si512(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()), _mm512_set1_epi8(-128)) }
     }
     #[inline(always)]
@@ -322,7 +322,7 @@ impl Bf16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn bf_store(p: *mut u16, v: __m512) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
     }
     #[inline(always)]
@@ -332,7 +332,7 @@ impl Bf16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn bf_dot(acc: __m512, v: __m512i, pair: *const u16) -> __m512 {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let pair = _mm512_set1_epi32(pair.cast::<i32>().read_unaligned());
             _mm512_dpbf16_ps(
@@ -363,7 +363,7 @@ impl F16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn h_join(low: *const u16, high: *const u16) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
             _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()))
@@ -376,7 +376,7 @@ impl F16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn h_store_twice(p: *mut u16, v: __m512) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe {
             let once = _mm512_cvtps_ph::<NEAREST>(v);
             let low = _mm512_cvtepu16_epi32(once);
@@ -385,7 +385,7 @@ impl F16 for Avx512 {
     }
     #[inline(always)]
     unsafe fn h_splat(twice: *const u16) -> __m512i {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { _mm512_set1_epi32(twice.cast::<i32>().read_unaligned()) }
     }
     #[inline(always)]

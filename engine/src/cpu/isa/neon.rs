@@ -122,12 +122,12 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn f_load(p: *const f32) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { four!(|i| vld1q_f32(p.add(4 * i))) }
     }
     #[inline(always)]
     unsafe fn f_store(p: *mut f32, v: Self::F) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { four!(|i| vst1q_f32(p.add(4 * i), v[i])) };
     }
     #[inline(always)]
@@ -182,12 +182,12 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { four!(|i| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.add(4 * i))))) }
     }
     #[inline(always)]
     unsafe fn f_load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { four!(|i| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(p.add(4 * i)))))) }
     }
 
@@ -198,7 +198,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_load_u8(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let bytes = vld1q_u8(p);
             widen([vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)])
@@ -206,7 +206,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_load_i8(p: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let bytes = vld1q_s8(p);
             let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
@@ -265,7 +265,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_store_i8(p: *mut i8, v: Self::I) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe {
             // The even ones of smaller numbers are the low parts.
             let first = vuzp1q_s16(vreinterpretq_s16_s32(v[0]), vreinterpretq_s16_s32(v[1]));
@@ -276,18 +276,18 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        // The intrinsic is not stable; the instruction touches nothing whatever the address.
-        // SAFETY: the caller points to what is read.
+        // The intrinsic is not stable.
+        // SAFETY: every 64-bit ARM CPU has the instruction, which touches nothing whatever the address.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nomem, nostack, preserves_flags)) }
     }
     #[inline(always)]
     unsafe fn b_load(p: *const u8) -> Self::B {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { four!(|i| vld1q_u8(p.add(16 * i))) }
     }
     #[inline(always)]
     unsafe fn b_store(p: *mut u8, v: Self::B) {
-        // SAFETY: the caller points to room for what is written.
+        // SAFETY: the caller points to room for what is written; its CPU has the instructions.
         unsafe { four!(|i| vst1q_u8(p.add(16 * i), v[i])) };
     }
     #[inline(always)]
@@ -313,7 +313,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let a = splat4(a);
             four!(|i| D::dot(acc[i], vreinterpretq_s8_u8(w[i]), a))
@@ -321,7 +321,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn dot4_wide(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             // Signed bytes are w - 128: the sum of a, 128 times, is what that lacks.
             let (a, half) = (splat4(a), vdupq_n_s8(64));
@@ -335,12 +335,12 @@ impl<D: Dot> Isa for Neon<D> {
 
     #[inline(always)]
     unsafe fn i_load(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { four!(|i| vreinterpretq_s32_u8(vld1q_u8(p.add(16 * i)))) }
     }
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u8) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe { widen([vreinterpretq_u16_u8(vld1q_u8(p)), vreinterpretq_u16_u8(vld1q_u8(p.add(16)))]) }
     }
     #[inline(always)]
@@ -350,7 +350,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             four!(|i| {
                 let v = vdupq_n_u32(*table.add(vgetq_lane_s32::<0>(index[i]) as usize));
@@ -368,7 +368,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn b_lookup(table: &[u8; 16], index: Self::B) -> Self::B {
-        // SAFETY: the table is as long as what is read of it.
+        // SAFETY: the table is as long as what is read of it; the caller's CPU has the instructions.
         unsafe {
             let table = vld1q_u8(table.as_ptr());
             four!(|i| vqtbl1q_u8(table, index[i]))
@@ -392,7 +392,7 @@ impl<D: Dot> Isa for Neon<D> {
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
-        // SAFETY: the caller points to what is read.
+        // SAFETY: the caller points to what is read; its CPU has the instructions.
         unsafe {
             let bytes = vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned()));
             [veorq_u8(bytes, vdupq_n_u8(128)); 4]

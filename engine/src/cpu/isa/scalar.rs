@@ -245,7 +245,6 @@ impl Isa for Scalar {
 }
 
 /// The yardstick of the bf16 products: rounded the same, summed in another order.
-// SAFETY: as above.
 #[cfg(test)]
 impl super::Bf16 for Scalar {
     unsafe fn bf_pack(low: Self::F, high: Self::F) -> Self::B {
@@ -268,7 +267,6 @@ impl super::Bf16 for Scalar {
 }
 
 /// The yardstick of the arithmetic in f16.
-// SAFETY: as above.
 #[cfg(test)]
 impl super::F16 for Scalar {
     unsafe fn h_zero() -> Self::B {

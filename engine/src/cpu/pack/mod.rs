@@ -235,7 +235,6 @@ mod tests {
                 let (j, at) = if P::OCTETS { (k / 8 * 2 + r / 8, r % 8 * 8 + k % 8) } else { (k / 4, 4 * r + k % 4) };
                 // SAFETY: `packed` is a whole block; scalar code runs everywhere.
                 let (q, scales) =
-                    // SAFETY: register operations.
                     unsafe { (P::quants::<Scalar>(packed.as_ptr(), g), P::scale_min::<Scalar>(packed.as_ptr(), g)) };
                 let (scale, min) = scales[k / 16];
                 let got = scale[r] * f32::from(q[j][at]) + min[r];
