@@ -42,6 +42,16 @@ pub(crate) fn shown(gguf: &Gguf) -> String {
     gguf.path().display().to_string()
 }
 
+/// The result, with the file's name before an error that is about the file. What cannot be placed, a
+/// device that fails and a full memory are not.
+pub(crate) fn of_file<T>(result: tandem_engine::Result<T>, gguf: &Gguf) -> anyhow::Result<T> {
+    use tandem_engine::Error;
+    result.map_err(|error| match error {
+        Error::Loader(_) | Error::Models(_) => anyhow::Error::new(error).context(shown(gguf)),
+        _ => error.into(),
+    })
+}
+
 /// A model that can take text.
 pub(crate) struct Loaded {
     /// The sequence, still empty.
@@ -92,7 +102,6 @@ pub(crate) fn load_model(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Model> {
     let start = Instant::now();
-    let path = shown(&gguf);
     let mut bar = None;
     let mut progress = |done, total| {
         if bar.is_none() && start.elapsed() > PATIENCE {
@@ -108,12 +117,14 @@ pub(crate) fn load_model(
         options.wanted.layers = GpuLayers::Count(0);
     }
     let model = interrupt.leaving(|| {
-        placement::with_speeds(Measure::ToChoose, ui, |speeds| Model::load_with(gguf, &options, speeds, &mut progress))
+        placement::with_speeds(Measure::ToChoose, ui, |speeds| {
+            Model::load_with(gguf.clone(), &options, speeds, &mut progress)
+        })
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    let model = model.context(path)?;
+    let model = of_file(model, &gguf)?;
     interrupt.check()?;
     describe(&model, ui);
     Ok(model)

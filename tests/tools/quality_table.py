@@ -9,6 +9,8 @@ windows of TEXT. The importance matrix is of TEXT2, and so are GPTQ's moments; i
 same for all tensors (`--pure`); rows that do not divide into a type's blocks get another type, which the bits per weight
 show.
 
+The method `gptq imatrix` is GPTQ with the matrix's importance for the embedding.
+
 The methods `llama.cpp` and `llama.cpp imatrix` need llama.cpp's library (compare_encoders.py's --library): each tensor
 has the type it has in tandem's file, and its data are what ggml_quantize_chunk makes of the same F32 weights, with the
 same importance. Types that it refuses to make without importance have no row without.
@@ -34,7 +36,7 @@ from pathlib import Path
 
 from compare_encoders import NEED_IMPORTANCE, TYPES as BLOCKS, load
 
-METHODS = ["absmax", "minmax", "search", "imatrix", "gptq", "llama.cpp", "llama.cpp imatrix"]
+METHODS = ["absmax", "minmax", "search", "imatrix", "gptq", "gptq imatrix", "llama.cpp", "llama.cpp imatrix"]
 # By bits per weight.
 TYPES = """F16 BF16 Q8_0 Q6_K Q5_1 Q5_K Q5_0 Q4_1 Q4_K Q4_0 IQ4_NL NVFP4 IQ4_XS MXFP4 Q3_K IQ3_S IQ3_XXS Q2_K IQ2_S IQ2_XS
 Q2_0 IQ2_XXS TQ2_0 IQ1_M TQ1_0 IQ1_S Q1_0""".split()
@@ -85,8 +87,9 @@ class Tool:
         if method.startswith("llama.cpp"):
             self.make_theirs(name, method, out)
             return out
-        how = ["--imatrix", self.imatrix] if method == "imatrix" else ["--method", method]
-        how += ["--calibration", self.args.calibration] if method == "gptq" else []
+        how = [] if method == "imatrix" else ["--method", method.removesuffix(" imatrix")]
+        how += ["--imatrix", self.imatrix] if method.endswith("imatrix") else []
+        how += ["--calibration", self.args.calibration] if method.startswith("gptq") else []
         self.tandem("quantize", self.base, out, MIXES.get(name, name), "--pure", *how, "-q")
         return out
 

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 use tandem_engine::cpu::CpuInfo;
@@ -30,7 +29,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::Result<()> {
     let gguf = open::open(&args.model, ui, interrupt)?;
     let plan = placement::with_speeds(Measure::Always, ui, |speeds| Plan::new(&gguf, &args.load.options(), speeds));
-    let plan = plan.with_context(|| open::shown(&gguf))?;
+    let plan = open::of_file(plan, &gguf)?;
     placement::warn(&plan, ui);
     let text = if args.json { format!("{:#}\n", as_json(&plan)) } else { as_text(&plan) };
     Ok(ui::print(text)?)

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &VerifyArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::
         if interrupt.is_set() || printed.is_err() { Err(tandem_engine::Error::Interrupted) } else { Ok(()) }
     });
     printed?;
-    let diverged = diverged.with_context(|| open::shown(&gguf))?;
+    let diverged = open::of_file(diverged, &gguf)?;
     if args.json {
         ui::print(format!("{:#}\n", as_json(&errors, tokens.len(), limit, diverged.as_ref())))?;
     }
