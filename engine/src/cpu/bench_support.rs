@@ -41,6 +41,10 @@ impl Random {
         let mut block = vec![0; ty.block_bytes()];
         while out.len() < n * ty.block_bytes() {
             block.iter_mut().for_each(|byte| *byte = (self.next() >> 32) as u8);
+            if ty == GgmlType::TQ2_0 {
+                // As models have them: ternary, 2 in place of 3.
+                block[..64].iter_mut().for_each(|byte| *byte &= !(*byte >> 1 & 0x55));
+            }
             decode(&block, &mut weights);
             let largest = weights.iter().map(|w| w.abs()).fold(0.0, f32::max);
             if weights.iter().all(|w| w.is_finite()) && (1e-6..1e6).contains(&largest) {
@@ -80,12 +84,12 @@ impl Product {
     /// and of 32.
     pub fn new(isa: IsaLevel, ty: GgmlType, n_in: usize, n_out: usize, n_cols: usize) -> Option<Product> {
         let kernels = isa.kernels();
-        let (kernel, decode) = (kernels.matrix)(ty).zip(quant::decode_fn(ty))?;
+        let decode = quant::decode_fn(ty)?;
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let n_blocks = n_in / ty.block_size() * n_out;
         let some = random.blocks(ty, decode, BLOCKS);
         let file: Vec<u8> = some.iter().copied().cycle().take(n_blocks * ty.block_bytes()).collect();
-        let matrix = Matrix::packed(kernel, n_in, n_out, 1, file.len() / n_out, 0);
+        let matrix = Matrix::packed(kernels.of(ty, &file)?, n_in, n_out, 1, file.len() / n_out, 0);
         let mut arena = vec![0; file.len() / n_out * n_out.next_multiple_of(LANES)];
         matrix.pack_panels(&file, 0..matrix.n_panels(), &mut arena);
         let x = random.floats(n_in * n_cols);

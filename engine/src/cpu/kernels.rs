@@ -9,6 +9,7 @@ use super::attention::{AttentionWork, HeadCache, QueryRow};
 use super::isa::LANES;
 use super::matmul::{ActGroup, Acts};
 use super::outer::OuterFn;
+use super::pack;
 use crate::model::KvType;
 
 /// Multiplies one panel with some columns; see [`super::matmul::panel`].
@@ -38,6 +39,8 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     /// The kernel of a weight type, where there is one.
     pub(crate) matrix: fn(GgmlType) -> Option<MatrixKernel>,
+    /// For matrices of TQ2_0 with weights that are not ternary.
+    pub(crate) four_levels: MatrixKernel,
     pub(crate) quantize: unsafe fn(*const f32, f32, &mut [ActGroup]),
     pub(crate) absmax: unsafe fn(*const f32, usize) -> f32,
     pub(crate) quantize_twice: unsafe fn(*const f32, &mut [ActGroup], &mut [ActGroup]),
@@ -50,6 +53,16 @@ pub(crate) struct Kernels {
     pub(crate) attend: fn(KvType) -> AttendFn,
     pub(crate) merge: unsafe fn(&mut QueryRow, (f32, f32), *const f32, usize),
     pub(crate) outer: OuterFn,
+}
+
+impl Kernels {
+    /// The kernel for a matrix: its type's, or one that can do more where that cannot say all its weights.
+    pub(crate) fn of(&self, ty: GgmlType, file: &[u8]) -> Option<MatrixKernel> {
+        match ty {
+            GgmlType::TQ2_0 if !pack::is_ternary(file) => Some(self.four_levels),
+            _ => (self.matrix)(ty),
+        }
+    }
 }
 
 /// An instruction set that the CPU backend can be limited to.
@@ -309,8 +322,12 @@ macro_rules! kernels_for {
                 }
             }
 
+            fn by_dot_products<P: Packed>() -> MatrixKernel {
+                MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> }
+            }
+
             fn quantized<P: Packed>() -> Option<MatrixKernel> {
-                Some(MatrixKernel { block: P::BLOCK, quantized: true, pack: P::pack, panel: panel::<P> })
+                Some(by_dot_products::<P>())
             }
 
             fn ternary<P: Packed>() -> Option<MatrixKernel> {
@@ -351,7 +368,7 @@ macro_rules! kernels_for {
                     Q1_0 => quantized::<pack::Q1_0>(),
                     Q2_0 => quantized::<pack::Q2_0>(),
                     TQ1_0 => ternary::<pack::Tq1_0>(),
-                    TQ2_0 => ternary::<pack::Tq2_0>(),
+                    TQ2_0 => ternary::<pack::Tq2Levels<3>>(),
                     Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => None,
                 }
             }
@@ -360,6 +377,7 @@ macro_rules! kernels_for {
                 Kernels {
                     name: $level.name(),
                     matrix,
+                    four_levels: by_dot_products::<pack::Tq2Levels<4>>(),
                     quantize,
                     absmax,
                     quantize_twice,

@@ -198,7 +198,7 @@ unsafe fn gemv<S: Isa, P: Packed, const N: usize>(panel: *const u8, acts: &Acts,
                 if P::OCTETS {
                     let sums = sums::group::<S, N>(&quants, &columns);
                     for n in 0..N {
-                        total[n] = add_scaled::<S, P>(total[n], sums[n], scales[0], columns[n], 0);
+                        total[n] = add_ternary::<S>(total[n], sums[n], scales[0].0, columns[n]);
                     }
                 } else {
                     for n in 0..N {
@@ -262,6 +262,13 @@ unsafe fn add_scaled<S: Isa, P: Packed>(
     }
 }
 
+/// Scales the sums of a group of ternary weights, in which their minimum is already.
+#[inline(always)]
+unsafe fn add_ternary<S: Isa>(total: S::F, sums: S::I, scale: S::F, act: *const ActGroup) -> S::F {
+    // SAFETY: as for [`panel`].
+    unsafe { S::f_fma(S::f_mul(S::i_to_f(sums), S::f_splat((*act).d)), scale, total) }
+}
+
 /// Unpacks some groups of a panel into bytes and f32 scales, to be used by every column of the batch.
 #[inline(always)]
 unsafe fn unpack<S: Isa, P: Packed>(panel: *const u8, span: Range<usize>, work: *mut u8) {
@@ -315,9 +322,9 @@ unsafe fn tile<S: Isa, P: Packed, const N: usize>(
                     quants[j] = S::b_load(packed.add(64 * j));
                 }
                 let sums = sums::group::<S, N>(&quants, &columns);
-                let scale_min = (S::f_load(floats), S::f_load(floats.add(LANES)));
+                let scale = S::f_load(floats);
                 for n in 0..N {
-                    total[n] = add_scaled::<S, P>(total[n], sums[n], scale_min, columns[n], 0);
+                    total[n] = add_ternary::<S>(total[n], sums[n], scale, columns[n]);
                 }
             } else {
                 for half in 0..P::HALVES {

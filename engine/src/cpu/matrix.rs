@@ -56,9 +56,9 @@ impl Matrix {
         arena: &mut [u8],
         at: usize,
     ) -> Result<Matrix> {
-        let kernel = kernel(tensor, kernels)?;
         gguf.prefetch(tensor);
         let file = gguf.data(tensor);
+        let kernel = kernel(tensor, file, kernels)?;
         let row_bytes = file.len() / tensor.n_rows();
         let count = tensor.n_rows() / n_out;
         let matrix = Matrix::packed(kernel, tensor.row_len(), n_out, count, row_bytes, at);
@@ -181,14 +181,14 @@ impl Matrix {
     }
 }
 
-/// The kernel for a tensor's type.
-fn kernel(tensor: &TensorInfo, kernels: &Kernels) -> Result<MatrixKernel> {
+/// The kernel for a tensor, whose data are `file`.
+fn kernel(tensor: &TensorInfo, file: &[u8], kernels: &Kernels) -> Result<MatrixKernel> {
     let unsupported = || tandem_loader::Error::UnsupportedType {
         tensor: tensor.name.clone(),
         ty: tensor.ty.name(),
         supported: quant::supported_types(),
     };
-    Ok((kernels.matrix)(tensor.ty).ok_or_else(unsupported)?)
+    Ok(kernels.of(tensor.ty, file).ok_or_else(unsupported)?)
 }
 
 /// Interleaves up to 16 rows into one panel; missing rows are zeros.

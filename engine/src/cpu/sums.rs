@@ -1,17 +1,14 @@
-//! Products of ternary weights: activations are selected and added. What is multiplied is each group's sum, by its scale.
-//!
-//! A quant q of 0 to 3 (minus 1: the weight) is its low bit plus twice its high bit, so that the sum of q a is the sum of
-//! the activations whose quant has the low bit, plus twice the sum of those that have the high bit. A byte that is not
-//! selected counts 128, one that is selected 128 + a: bytes stay unsigned, and the excess is the same for all rows.
+//! Products of ternary weights: activations are left out, added or subtracted. What is multiplied is each group's sum, by its
+//! scale.
 
 use super::isa::Isa;
 use super::matmul::ActGroup;
 use super::pack::GROUP;
 
-/// What the sums of a group are too large by: 128 for every weight in the single and in the double sum.
-const EXCESS: i32 = (1 + 2) * 128 * GROUP as i32;
+/// What the sums of a group are too large by: bytes stay unsigned while they are added up, each with 127 too much.
+const EXCESS: i32 = 127 * GROUP as i32;
 
-/// The sums of `q a` of 16 rows over a group, for `N` columns.
+/// The sums of `w a` of 16 rows over a group, for `N` columns; quants 0, 1 and 2 are the weights -1, 0 and 1.
 ///
 /// # Safety
 /// `acts` point to groups; the CPU has the instruction set.
@@ -19,24 +16,19 @@ const EXCESS: i32 = (1 + 2) * 128 * GROUP as i32;
 pub(super) unsafe fn group<S: Isa, const N: usize>(quants: &[S::B; 8], acts: &[*const ActGroup; N]) -> [S::I; N] {
     // SAFETY: 8 bytes at each octet of a group's 32.
     unsafe {
-        let mut low = [[S::i_splat(0); 2]; N];
-        let mut high = low;
+        let mut rows = [[S::i_splat(-EXCESS); 2]; N];
         for octet in 0..GROUP / 8 {
-            for rows in 0..2 {
-                let q = quants[2 * octet + rows];
-                let (has_low, has_high) = (S::b_test(q, 1), S::b_test(q, 2));
+            for half in 0..2 {
+                let w = S::b_ternary(quants[2 * octet + half]);
                 for n in 0..N {
                     let a = S::b_splat8((&raw const (*acts[n]).q).cast::<i8>().add(8 * octet));
-                    low[n][rows] = S::i_add_selected(low[n][rows], has_low, a);
-                    high[n][rows] = S::i_add_selected(high[n][rows], has_high, a);
+                    rows[n][half] = S::i_add_ternary(rows[n][half], w, a);
                 }
             }
         }
-        let mut sums = [S::i_splat(-EXCESS); N];
+        let mut sums = [rows[0][0]; N];
         for n in 0..N {
-            let first = S::i_add(low[n][0], S::i_add(high[n][0], high[n][0]));
-            let second = S::i_add(low[n][1], S::i_add(high[n][1], high[n][1]));
-            sums[n] = S::i_add(S::i_join_even(first, second), sums[n]);
+            sums[n] = S::i_join_even(rows[n][0], rows[n][1]);
         }
         sums
     }

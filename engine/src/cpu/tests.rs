@@ -65,6 +65,10 @@ fn blocks(ty: GgmlType, n: usize, values: Values, random: &mut Random) -> Vec<u8
             // Exponents of 2^-10 to 2^6.
             block[0] = 118 + block[0] % 16;
         }
+        // TQ2_0 has kernels for ternary weights, and for all that its blocks can hold.
+        if ty == GgmlType::TQ2_0 && !matches!(values, Values::Extreme) {
+            block[..64].iter_mut().for_each(|byte| *byte &= !(*byte >> 1 & 0x55));
+        }
         decode(&block, &mut weights);
         assert!(weights.iter().all(|w| w.is_finite()), "{ty}");
         out.extend(block);
@@ -108,7 +112,7 @@ fn quantize(kernels: &Kernels, x: &[f32]) -> Vec<ActGroup> {
 /// Multiplies through one instruction set; `[n_cols, n_out]`.
 fn multiply(level: IsaLevel, ty: GgmlType, file: &[u8], n_in: usize, n_out: usize, x: &[f32]) -> Vec<f32> {
     let kernels = level.kernels();
-    let kernel = (kernels.matrix)(ty).unwrap();
+    let kernel = kernels.of(ty, file).unwrap();
     let matrix = Matrix::packed(kernel, n_in, n_out, 1, file.len() / n_out, 0);
     let mut arena = vec![0u8; file.len() / n_out * n_out.next_multiple_of(LANES)];
     matrix.pack_panels(file, 0..matrix.n_panels(), &mut arena);

@@ -41,8 +41,7 @@ impl Isa for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
-    /// All bits of the bytes that are not chosen.
-    type M = [__m256i; 2];
+    type T = [__m256i; 2];
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
@@ -321,28 +320,21 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+    unsafe fn b_ternary(v: Self::B) -> Self::T {
         // SAFETY: register operations that the caller's CPU has.
-        unsafe {
-            let bits = _mm256_set1_epi8(bits as i8);
-            both!(|i| _mm256_cmpeq_epi8(_mm256_and_si256(v[i], bits), _mm256_setzero_si256()))
-        }
+        unsafe { both!(|i| _mm256_sub_epi8(v[i], _mm256_set1_epi8(1))) }
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
         // SAFETY: the caller points to what is read; its CPU has the instructions.
-        unsafe {
-            let bytes = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
-            [_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)); 2]
-        }
+        unsafe { [_mm256_set1_epi64x(p.cast::<i64>().read_unaligned()); 2] }
     }
     #[inline(always)]
-    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+    unsafe fn i_add_ternary(acc: Self::I, w: Self::T, a: Self::B) -> Self::I {
         // SAFETY: register operations that the caller's CPU has.
         unsafe {
-            let other = _mm256_set1_epi8(-128);
             both!(|i| {
-                let bytes = _mm256_blendv_epi8(a[i], other, chosen[i]);
+                let bytes = _mm256_add_epi8(_mm256_sign_epi8(a[i], w[i]), _mm256_set1_epi8(127));
                 _mm256_add_epi32(acc[i], _mm256_sad_epu8(bytes, _mm256_setzero_si256()))
             })
         }

@@ -12,7 +12,8 @@ impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
-    type M = __mmask64;
+    /// Which are not 0, and what their biased activations are taken from.
+    type T = (__mmask64, __m512i);
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> __m512 {
@@ -253,21 +254,25 @@ impl Isa for Avx512 {
         unsafe { _mm512_maskz_set1_epi8(_mm512_cmpge_epu8_mask(v, _mm512_set1_epi8(limit as i8)), 1) }
     }
     #[inline(always)]
-    unsafe fn b_test(v: __m512i, bits: u8) -> __mmask64 {
+    unsafe fn b_ternary(v: __m512i) -> Self::T {
         // SAFETY: register operations that the caller's CPU has.
-        unsafe { _mm512_test_epi8_mask(v, _mm512_set1_epi8(bits as i8)) }
+        unsafe {
+            let from = _mm512_set1_epi64(0x7f_fe); // 254, 127 and 0
+            (_mm512_cmpneq_epi8_mask(v, _mm512_set1_epi8(1)), _mm512_shuffle_epi8(from, v))
+        }
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> __m512i {
         // SAFETY: the caller points to what is read; its CPU has the instructions.
-        unsafe { _mm512_xor_si512(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()), _mm512_set1_epi8(-128)) }
+        unsafe { _mm512_set1_epi64(p.cast::<i64>().read_unaligned()) }
     }
     #[inline(always)]
-    unsafe fn i_add_selected(acc: __m512i, chosen: __mmask64, a: __m512i) -> __m512i {
+    unsafe fn i_add_ternary(acc: __m512i, (some, from): Self::T, a: __m512i) -> __m512i {
         // SAFETY: register operations that the caller's CPU has.
         unsafe {
-            let bytes = _mm512_mask_blend_epi8(chosen, _mm512_set1_epi8(-128), a);
-            _mm512_add_epi32(acc, _mm512_sad_epu8(bytes, _mm512_setzero_si512()))
+            // |a + 127 - 254|, |0 - 127| and |a + 127 - 0|.
+            let bytes = _mm512_maskz_add_epi8(some, a, _mm512_set1_epi8(127));
+            _mm512_add_epi32(acc, _mm512_sad_epu8(bytes, from))
         }
     }
     #[inline(always)]

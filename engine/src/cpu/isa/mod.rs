@@ -29,8 +29,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 64 bytes: 4 for each of 16 lanes.
     type B: Copy;
-    /// A choice of some of 64 bytes.
-    type M: Copy;
+    /// 64 ternary weights.
+    type T: Copy;
 
     unsafe fn f_splat(x: f32) -> Self::F;
     unsafe fn f_load(p: *const f32) -> Self::F;
@@ -131,12 +131,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn b_add(a: Self::B, b: Self::B) -> Self::B;
     /// 1 where the (unsigned) byte is at least `limit`, else 0.
     unsafe fn b_at_least(v: Self::B, limit: u8) -> Self::B;
-    /// The bytes that have one of the bits.
-    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M;
-    /// 8 signed bytes plus 128, repeated 8 times.
+    /// Bytes 0, 1 and 2 as the weights -1, 0 and 1.
+    unsafe fn b_ternary(v: Self::B) -> Self::T;
+    /// 8 signed bytes, repeated 8 times.
     unsafe fn b_splat8(p: *const i8) -> Self::B;
-    /// Adds to lane `2 i` the sum of bytes `8 i .. 8 i + 8` of `a`, with 128 in place of those not chosen.
-    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I;
+    /// Adds to lane `2 i` the sum of `w a + 127` over bytes `8 i .. 8 i + 8`, by selecting, adding and subtracting; no `a`
+    /// is -128.
+    unsafe fn i_add_ternary(acc: Self::I, w: Self::T, a: Self::B) -> Self::I;
     /// The even lanes of `a`, then those of `b`.
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I;
 }

@@ -112,8 +112,8 @@ impl<D: Dot> Isa for Neon<D> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
-    /// All bits of the bytes that are chosen.
-    type M = [uint8x16_t; 4];
+    /// Which are -1, and which are not 0.
+    type T = [[uint8x16_t; 2]; 4];
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
@@ -386,24 +386,23 @@ impl<D: Dot> Isa for Neon<D> {
         unsafe { four!(|i| vandq_u8(vcgeq_u8(v[i], vdupq_n_u8(limit)), vdupq_n_u8(1))) }
     }
     #[inline(always)]
-    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
+    unsafe fn b_ternary(v: Self::B) -> Self::T {
         // SAFETY: register operations that the caller's CPU has.
-        unsafe { four!(|i| vtstq_u8(v[i], vdupq_n_u8(bits))) }
+        unsafe { four!(|i| [vceqzq_u8(v[i]), vmvnq_u8(vceqq_u8(v[i], vdupq_n_u8(1)))]) }
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
         // SAFETY: the caller points to what is read; its CPU has the instructions.
-        unsafe {
-            let bytes = vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned()));
-            [veorq_u8(bytes, vdupq_n_u8(128)); 4]
-        }
+        unsafe { [vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned())); 4] }
     }
     #[inline(always)]
-    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
+    unsafe fn i_add_ternary(acc: Self::I, w: Self::T, a: Self::B) -> Self::I {
         // SAFETY: register operations that the caller's CPU has.
         unsafe {
             four!(|i| {
-                let bytes = vbslq_u8(chosen[i], a[i], vdupq_n_u8(128));
+                let [minus, some] = w[i];
+                let signed = vsubq_u8(veorq_u8(a[i], minus), minus);
+                let bytes = vaddq_u8(vandq_u8(signed, some), vdupq_n_u8(127));
                 let sums = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(bytes)));
                 vaddq_s32(acc[i], vreinterpretq_s32_u64(sums))
             })

@@ -15,7 +15,7 @@ impl Isa for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
-    type M = [u8; 64];
+    type T = [u8; 64];
 
     #[inline(always)]
     unsafe fn f_splat(x: f32) -> Self::F {
@@ -224,19 +224,23 @@ impl Isa for Scalar {
         v.map(|b| u8::from(b >= limit))
     }
     #[inline(always)]
-    unsafe fn b_test(v: Self::B, bits: u8) -> Self::M {
-        v.map(|b| if b & bits != 0 { 0xff } else { 0 })
+    unsafe fn b_ternary(v: Self::B) -> Self::T {
+        v
     }
     #[inline(always)]
     unsafe fn b_splat8(p: *const i8) -> Self::B {
         // SAFETY: the caller points to what is read.
         let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
-        std::array::from_fn(|i| bytes[i % 8] ^ 0x80)
+        std::array::from_fn(|i| bytes[i % 8])
     }
     #[inline(always)]
-    unsafe fn i_add_selected(acc: Self::I, chosen: Self::M, a: Self::B) -> Self::I {
-        let byte = |i: usize| i32::from((a[i] & chosen[i]) | (0x80 & !chosen[i]));
-        lanes(|i| if i % 2 == 0 { acc[i] + (4 * i..4 * i + 8).map(byte).sum::<i32>() } else { acc[i] })
+    unsafe fn i_add_ternary(acc: Self::I, w: Self::T, a: Self::B) -> Self::I {
+        let term = |i: usize| match w[i] {
+            0 => 127 - i32::from(a[i] as i8),
+            1 => 127,
+            _ => 127 + i32::from(a[i] as i8),
+        };
+        lanes(|i| if i % 2 == 0 { acc[i] + (4 * i..4 * i + 8).map(term).sum::<i32>() } else { acc[i] })
     }
     #[inline(always)]
     unsafe fn i_join_even(a: Self::I, b: Self::I) -> Self::I {

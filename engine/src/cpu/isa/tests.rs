@@ -143,10 +143,11 @@ unsafe fn integers<S: Isa>(x: &Input, out: &mut Vec<Output>) {
             exact(name, S::dot4(a, S::b_load(w.as_ptr()), x.quants.as_ptr().add(4)));
         }
         exact("dot4_wide", S::dot4_wide(b, S::b_load(x.bytes.as_ptr()), x.quants.as_ptr().add(1)));
-        // Sums of unsigned bytes only: what the odd lanes hold is not said.
-        let chosen = S::b_test(S::b_load(x.other.as_ptr()), 0x11);
-        let sums = S::i_add_selected(S::i_splat(1000), chosen, S::b_splat8(x.quants.as_ptr().add(3)));
-        exact("add_selected", S::i_join_even(sums, sums));
+        // What the odd lanes hold is not said.
+        let w = S::b_ternary(S::b_load(x.other.map(|b| b % 3).as_ptr()));
+        let quants = x.quants.map(|a| a.max(-127));
+        let sums = S::i_add_ternary(S::i_splat(1000), w, S::b_splat8(quants.as_ptr().add(3)));
+        exact("add_ternary", S::i_join_even(sums, sums));
         let mut stored = [0i8; LANES];
         S::i_store_i8(stored.as_mut_ptr(), S::i_load_i8(x.other.as_ptr().cast()));
         out.push(Output::Bits("store_i8", stored.map(|b| b as u32).to_vec()));

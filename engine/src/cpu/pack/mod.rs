@@ -31,7 +31,7 @@ pub(crate) use iq3::{Iq3S, Iq3Xxs};
 pub(crate) use iq4::{Iq4Nl, Iq4Xs};
 pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use low_bit::{Q1_0, Q2_0};
-pub(crate) use ternary::{Tq1_0, Tq2_0};
+pub(crate) use ternary::{Tq1_0, Tq2Levels, is_ternary};
 
 /// Weights along k that are unpacked together.
 pub(crate) const GROUP: usize = 32;
@@ -46,8 +46,8 @@ pub(crate) trait Packed: 'static {
     const HALVES: usize;
     /// Whether quants can be above 127.
     const WIDE: bool = false;
-    /// Whether products are sums of selected activations ([`super::sums`]). Vectors of quants then hold 8 rows of 8
-    /// consecutive k, and not 16 rows of 4; quants are below 4, and `HALVES` is 1.
+    /// Whether products are sums of activations ([`super::sums`]). Vectors of quants then hold 8 rows of 8 consecutive k,
+    /// and not 16 rows of 4; quants are 0, 1 and 2, weights the scale times one less, and `HALVES` is 1.
     const OCTETS: bool = false;
 
     /// Interleaves one block of each of 16 rows. `out` has `16 * FILE_BYTES` bytes.
@@ -272,6 +272,7 @@ mod tests {
         check::<Q1_0>(GgmlType::Q1_0);
         check::<Q2_0>(GgmlType::Q2_0);
         check::<Tq1_0>(GgmlType::TQ1_0);
-        check::<Tq2_0>(GgmlType::TQ2_0);
+        check::<Tq2Levels<3>>(GgmlType::TQ2_0);
+        check::<Tq2Levels<4>>(GgmlType::TQ2_0);
     }
 }

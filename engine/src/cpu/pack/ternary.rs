@@ -2,18 +2,26 @@
 //!
 //! Vector `j` of a group of 32 holds k = `8 (j / 2) .. 8 (j / 2) + 8` of rows 0 to 8 (even `j`) or 8 to 16 (odd `j`).
 
+use rayon::prelude::*;
 use tandem_loader::quant::ternary::{Tq1, Tq2, from_digits};
 use tandem_loader::quant::{blocks, k_quants};
 
 use super::super::isa::{Isa, LANES};
 use super::block32::symmetric;
-use super::{HALF_ROW, PAIR_PLANE, Packed, pack_f16, pairs};
+use super::{GROUP, HALF_ROW, PAIR_PLANE, Packed, pack_f16, pairs};
 
 /// `[d][ternary digits, 13 vectors]`. Digits 0 to 4 of vector `g < 8` are vectors 0 to 4 of group `g`. The other three of
 /// each group follow one another in the digits of vectors 8 to 12.
 pub(crate) struct Tq1_0;
-/// `[d][pairs x 8]`.
-pub(crate) struct Tq2_0;
+/// TQ2_0, `[d][pairs x 8]`: of 3 levels, -1, 0 and 1 times the scale; or of 4, as 2 bits can also say twice the scale. Sums
+/// of activations cannot, and so those are in the order of all other types.
+pub(crate) struct Tq2Levels<const N: usize>;
+
+/// Whether all weights of TQ2_0 blocks are -1, 0 or 1 times the scale: those of all models that anybody trains.
+pub(crate) fn is_ternary(file: &[u8]) -> bool {
+    let has_three = |block: &[u8]| block[..64].iter().fold(0, |found, byte| found | byte & byte >> 1) & 0x55 != 0;
+    !file.par_chunks_exact(Tq2Levels::<3>::FILE_BYTES).with_min_len(4096).any(has_three)
+}
 
 /// Bytes of a vector of digits.
 const DIGITS: usize = 64;
@@ -108,11 +116,11 @@ impl Packed for Tq1_0 {
     }
 }
 
-impl Packed for Tq2_0 {
+impl<const N: usize> Packed for Tq2Levels<N> {
     const BLOCK: usize = 256;
     const FILE_BYTES: usize = 66;
     const HALVES: usize = 1;
-    const OCTETS: bool = true;
+    const OCTETS: bool = N == 3;
 
     fn pack(rows: &[&[u8]; LANES], out: &mut [u8]) {
         let (d, planes) = out.split_at_mut(HALF_ROW);
@@ -120,7 +128,12 @@ impl Packed for Tq2_0 {
         for (g, plane) in planes.chunks_exact_mut(PAIR_PLANE).enumerate() {
             for (at, byte) in plane.iter_mut().enumerate() {
                 let pair = |i: usize| {
-                    let (row, k) = weight_at(g, 4 * (at / 64) + i, at % 64 / 8, at % 8);
+                    let (j, at) = (4 * (at / 64) + i, at % 64);
+                    let (row, k) = if Self::OCTETS {
+                        weight_at(g, j, at / 8, at % 8)
+                    } else {
+                        (at / 4, GROUP * g + 4 * j + at % 4)
+                    };
                     k_quants::two_bits(&blocks::<Tq2>(rows[row])[0].qs, k)
                 };
                 *byte = pair(0) | pair(1) << 2 | pair(2) << 4 | pair(3) << 6;
