@@ -6,6 +6,39 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::exit::Failure;
+
+/// Fails early where a file could not be written later: long work comes first.
+///
+/// # Errors
+/// The path is a folder, or in none.
+pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        anyhow::bail!("cannot write {}: there is no folder {}", path.display(), folder.display());
+    }
+    if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        anyhow::bail!("cannot write {}: it is a folder", path.display());
+    }
+    Ok(())
+}
+
+/// An error where a file to be written is one of those that are read: `what` is the option that names it.
+///
+/// # Errors
+/// It is.
+pub(crate) fn refuse_inputs<'a>(
+    what: &str,
+    path: &Path,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> anyhow::Result<()> {
+    let Ok(out) = path.canonicalize() else { return Ok(()) };
+    match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input == out)) {
+        None => Ok(()),
+        Some(_) => Err(Failure::usage(format!("{what} {}: this file is read, give another name", path.display()))),
+    }
+}
+
 /// Writes a file that appears under its name only when it is whole. What is no regular file (a pipe, `/dev/null`) is
 /// written directly.
 ///

@@ -168,6 +168,11 @@ impl Progress for FetchProgress<'_> {
     }
 }
 
+/// A name from a file as a terminal may show it: control characters, which could say other things to it, are replaced.
+pub(crate) fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// A size for people: `93.8 MiB`.
 pub(crate) fn bytes(n: u64) -> String {
     tandem_engine::placement::Bytes(n).to_string()

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use tandem_engine::score::{MIN_WINDOW, Windows};
 use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
@@ -10,6 +9,7 @@ use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
 use crate::args::positive;
 use crate::commands::run::read_input;
 use crate::exit::Failure;
+use crate::interrupt::Interrupt;
 
 /// Tokens of a window, unless the user says otherwise.
 const DEFAULT_WINDOW: usize = 512;
@@ -37,13 +37,19 @@ pub(crate) fn n_ctx(ctx: Option<usize>) -> anyhow::Result<usize> {
     Ok(n_ctx)
 }
 
+/// The error of a model whose logits are not numbers in window `i`.
+pub(crate) fn not_numbers(model: &str, i: usize) -> anyhow::Error {
+    let hint = "its weights may be damaged, or too large for the cache (--kv-type f32)";
+    Failure::model(format!("{model}: logits of window {} are not numbers: {hint}", i + 1))
+}
+
 impl TextArgs {
-    /// The text.
-    pub(crate) fn read(&self) -> anyhow::Result<Vec<u8>> {
-        read_input(Some(&self.file))
+    /// The text. Ctrl-C leaves while it comes.
+    pub(crate) fn read(&self, interrupt: &Interrupt) -> anyhow::Result<Vec<u8>> {
+        interrupt.leaving(|| read_input(Some(&self.file)))
     }
 
-    /// Its windows of `n_ctx` tokens, by a model's tokenizer and for logits of `n_vocab`.
+    /// Its windows of `n_ctx` tokens, by a model's tokenizer and for logits of `n_vocab`. Ctrl-C leaves meanwhile.
     ///
     /// # Errors
     /// A text shorter than a window; tokens that the model has no logits for.
@@ -53,11 +59,13 @@ impl TextArgs {
         tokenizer: &Tokenizer,
         n_ctx: usize,
         n_vocab: usize,
+        interrupt: &Interrupt,
     ) -> anyhow::Result<Windows> {
-        let tokens = tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false });
+        let plain = EncodeOptions { add_special: true, parse_special: false };
+        let tokens = interrupt.leaving(|| tokenizer.encode(text, plain));
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         let windows = Windows::new(tokens, n_ctx, bos, self.chunks, n_vocab)
-            .context("the model's tokenizer does not go with its output")?;
+            .map_err(|error| Failure::model(format!("the model's tokenizer does not go with its output: {error}")))?;
         if windows.is_empty() {
             return Err(Failure::usage(format!(
                 "{} has {} tokens, less than one window of {n_ctx}; give a longer text or a smaller -c",

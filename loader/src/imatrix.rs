@@ -162,7 +162,8 @@ impl Recorded {
     /// Reads a file.
     ///
     /// # Errors
-    /// Sums without counts or of another shape, tensors that are not F32, metadata of the wrong type.
+    /// Sums without counts or of another shape, tensors that are not F32, numbers that are not finite or below zero,
+    /// metadata of the wrong type.
     pub fn read(gguf: &Gguf) -> Result<Recorded> {
         let metadata = gguf.metadata();
         let (chunks, chunk_size) = (metadata.u32(CHUNK_COUNT)?, metadata.u32(CHUNK_SIZE)?);
@@ -178,15 +179,26 @@ impl Recorded {
                 return Err(wrong("sums and counts must be F32"));
             }
             let inputs = Inputs { sums: gguf.dequantize(sums)?, counts: gguf.dequantize(counts)? };
-            if inputs.counts.is_empty() || !inputs.sums.len().is_multiple_of(inputs.counts.len()) {
-                return Err(wrong("the number of sums is no multiple of the number of counts"));
+            if counts.row_len() != 1 || inputs.counts.is_empty() || sums.n_rows() != inputs.counts.len() {
+                let (sums, counts) = (sums.dims(), counts.dims());
+                return Err(wrong(&format!(
+                    "sums {sums:?} and counts {counts:?}, where each row of sums has one count"
+                )));
+            }
+            for (what, numbers) in [("sum", &inputs.sums), ("count", &inputs.counts)] {
+                if let Some(i) = numbers.iter().position(|x| !x.is_finite() || *x < 0.0) {
+                    return Err(wrong(&format!(
+                        "{what} {i} is {}, which none can be; the file is damaged",
+                        numbers[i]
+                    )));
+                }
             }
             recorded.entries.insert(name.to_owned(), inputs);
         }
         Ok(recorded)
     }
 
-    /// Writes a file, with `more` metadata after the usual.
+    /// Writes a file, in place of an older one, with `more` metadata after the usual.
     ///
     /// # Errors
     /// As for [`Writer`].
@@ -202,7 +214,7 @@ impl Recorded {
             let (n_in, n) = (sums.len() / counts.len().max(1), counts.len());
             [spec(format!("{name}.in_sum2"), n_in, n), spec(format!("{name}.counts"), 1, n)]
         });
-        let mut writer = Writer::create(path, &metadata, &specs.collect::<Vec<_>>())?;
+        let mut writer = Writer::replace(path, &metadata, &specs.collect::<Vec<_>>())?;
         for numbers in self.entries.values().flat_map(|inputs| [&inputs.sums, &inputs.counts]) {
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             writer.write(&bytes)?;

@@ -52,6 +52,8 @@ pub struct Writer {
     places: Vec<Place>,
     /// Which tensor the next byte belongs to.
     tensor: usize,
+    /// Whether the file takes the place of an older one.
+    replaces: bool,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,7 @@ struct Place {
 pub struct Written {
     path: PathBuf,
     file: NamedTempFile,
+    replaces: bool,
 }
 
 impl Writer {
@@ -79,6 +82,18 @@ impl Writer {
         if path.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: path.to_owned() });
         }
+        Writer::begin(path, metadata, tensors, false)
+    }
+
+    /// As [`create`](Writer::create), in place of an older file, which stays until the new one is whole.
+    ///
+    /// # Errors
+    /// As for [`create`](Writer::create), without [`Error::Exists`].
+    pub fn replace(path: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<Writer> {
+        Writer::begin(path, metadata, tensors, true)
+    }
+
+    fn begin(path: &Path, metadata: &Metadata, tensors: &[TensorSpec], replaces: bool) -> Result<Writer> {
         const KEY: &str = "general.alignment";
         let alignment = metadata.u32(KEY)?.map_or(DEFAULT_ALIGNMENT, u64::from);
         if !alignment.is_power_of_two() {
@@ -96,8 +111,8 @@ impl Writer {
         let file = temporary(path).map_err(cannot)?;
         // What is not written, as between tensors, is 0.
         file.as_file().set_len(end).map_err(cannot)?;
-        let mut writer =
-            Writer { path: path.to_owned(), out: BufWriter::with_capacity(1 << 20, file), places, tensor: 0 };
+        let out = BufWriter::with_capacity(1 << 20, file);
+        let mut writer = Writer { path: path.to_owned(), out, places, tensor: 0, replaces };
         writer.out.write_all(&header).map_err(cannot)?;
         writer.go_on(0)?;
         Ok(writer)
@@ -156,12 +171,12 @@ impl Writer {
         if let Some(tensor) = self.places.iter().position(|place| place.done < place.size) {
             return Err(self.error(io::Error::other(format!("the data of tensor {tensor} is not complete"))));
         }
-        let Writer { path, out, .. } = self;
+        let Writer { path, out, replaces, .. } = self;
         let cannot = |source| Error::Write { path: path.clone(), source };
         let file = out.into_inner().map_err(|error| cannot(error.into_error()))?;
         // Some file systems find out only now that the disk is full.
         file.as_file().sync_all().map_err(cannot)?;
-        Ok(Written { path, file })
+        Ok(Written { path, file, replaces })
     }
 
     fn error(&self, source: io::Error) -> Error {
@@ -175,8 +190,8 @@ impl Written {
     /// # Errors
     /// [`Error::Exists`] where another program took the name meanwhile; [`Error::Write`].
     pub fn publish(self) -> Result<()> {
-        let Written { path, file } = self;
-        match file.persist_noclobber(&path) {
+        let Written { path, file, replaces } = self;
+        match if replaces { file.persist(&path) } else { file.persist_noclobber(&path) } {
             Ok(_) => Ok(()),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists { path }),
             Err(error) => Err(Error::Write { path, source: error.error }),

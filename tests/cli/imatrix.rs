@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tandem_loader::Gguf;
+
 use crate::command::{arg, command, tandem};
 use crate::tiny;
 
@@ -103,8 +105,58 @@ fn a_stopped_run_goes_on() {
     close(&sums(&parts), &sums(&whole));
     assert!(first.iter().zip(sums(&parts)).all(|(first, all)| *first < all));
     // Nothing is left to do.
-    imatrix(&text, &parts, &["--resume"]).ok();
+    let ran = imatrix(&text, &parts, &["--resume"]);
+    assert!(ran.code == 0 && ran.stderr.contains("nothing is left to do"), "{}", ran.stderr);
     close(&sums(&parts), &sums(&whole));
+    let without = path("parts-no-output.gguf");
+    imatrix(&text, &without, &["--chunks", "2", "--process-output=false"]).ok();
+    imatrix(&text, &without, &["--resume", "--process-output=false"]).ok();
+    assert!(imatrix(&text, &without, &["--resume"]).fails(2).contains("--process-output"));
+}
+
+#[test]
+fn a_file_beside_is_left_alone() {
+    let (text, out) = (text("beside.txt", 30), path("beside.gguf"));
+    let other = path("beside.gguf.new");
+    std::fs::write(&other, "precious").unwrap();
+    imatrix(&text, &out, &["--chunks", "1"]).ok();
+    imatrix(&text, &out, &["--resume", "--chunks", "2"]).ok();
+    assert_eq!(std::fs::read(other).unwrap(), b"precious");
+}
+
+/// The file with a number of a tensor changed.
+fn changed(file: &Path, name: &str, at: usize, value: f32) -> PathBuf {
+    let gguf = Gguf::open(file).unwrap();
+    let offset = gguf.tensor(name).unwrap().offset() + 4 * at;
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    let changed = path("changed.gguf");
+    std::fs::write(&changed, bytes).unwrap();
+    changed
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let (text, out) = (text("damaged.txt", 30), path("damaged.gguf"));
+    imatrix(&text, &out, &["--chunks", "2"]).ok();
+    let (sums, counts) = ("blk.1.ffn_up.weight.in_sum2", "blk.1.ffn_up.weight.counts");
+    for (name, at, value, words) in [
+        (sums, 5, f32::NAN, "sum 5 is NaN"),
+        (sums, 6, -1e9, "sum 6 is -1000000000"),
+        (counts, 0, f32::INFINITY, "count 0 is inf"),
+        (counts, 0, -5.0, "count 0 is -5"),
+        (counts, 0, 1e30, "other counts than 2 windows"),
+        (counts, 0, 0.0, "other counts than 2 windows"),
+    ] {
+        let damaged = changed(&out, name, at, value);
+        let stderr = imatrix(&text, &damaged, &["--resume"]).fails(3);
+        assert!(stderr.contains(words) && stderr.contains("blk.1.ffn_up.weight"), "{stderr}");
+        if !words.contains("windows") {
+            let made = path("of-damaged.gguf");
+            let args = ["quantize", tiny::model(), arg(&made), "Q4_0", "--imatrix", arg(&damaged)];
+            assert!(tandem(&args).fails(3).contains(words));
+        }
+    }
 }
 
 #[test]
@@ -115,12 +167,15 @@ fn what_cannot_be_gone_on_with_is_said() {
     assert!(imatrix(&text, &out, &["--resume", "-c", "16"]).fails(2).contains("cannot be used multiple times"));
     let args = ["imatrix", "-m", tiny::model(), "-f", arg(&text), "-o", arg(&out), "--resume", "-c", "16"];
     assert!(tandem(&args).fails(2).contains("another window"));
+    let args = ["imatrix", "-m", tiny::other_model(), "-f", arg(&text), "-o", arg(&out), "--resume", "-c", "32"];
+    assert!(tandem(&args).fails(2).contains("another model"));
     let model = path("model.gguf");
     std::fs::copy(tiny::model(), &model).unwrap();
     assert!(imatrix(&text, &model, &["--resume"]).fails(2).contains("no importance matrix"));
     assert_eq!(std::fs::read(&model).unwrap(), std::fs::read(tiny::model()).unwrap());
     let nowhere = path("no-folder").join("out.gguf");
     imatrix(&text, &nowhere, &["--chunks", "1"]).fails(1);
+    assert!(imatrix(&text, nowhere.parent().unwrap().parent().unwrap(), &[]).code != 0);
 }
 
 #[cfg(unix)]

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tandem_loader::Gguf;
+
 use crate::command::{arg, tandem, tandem_with};
 use crate::tiny;
 
@@ -192,4 +194,32 @@ fn different_vocabularies_are_said() {
     assert!(stderr.contains("token 0") && stderr.contains("<|start|>"), "{stderr}");
     tandem(&["compare", tiny::model(), tiny::foreign_model(), "--tensors"]).ok();
     assert!(tandem(&["compare", tiny::model(), tiny::model()]).fails(2).contains("--file"));
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let mut bytes = std::fs::read(tiny::model()).unwrap();
+    let offset = Gguf::open(Path::new(tiny::model())).unwrap().tensor("output_norm.weight").unwrap().offset();
+    bytes[offset..offset + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let damaged = file("nan.gguf", &bytes);
+    let text = text();
+    let perplexity = tandem(&["perplexity", "-m", arg(&damaged), "-c", "32", "-f", arg(&text)]).fails(3);
+    assert!(perplexity.contains("nan.gguf: logits of window 1 are not numbers"), "{perplexity}");
+    let compare = tandem(&["compare", tiny::model(), arg(&damaged), "-c", "32", "-f", arg(&text)]).fails(3);
+    assert!(compare.contains("nan.gguf: logits of window 1 are not numbers"), "{compare}");
+}
+
+#[test]
+fn what_is_read_is_not_written_over() {
+    let model = file("kept.gguf", &std::fs::read(tiny::model()).unwrap());
+    let text = text();
+    let args = ["compare", tiny::model(), arg(&model), "-c", "32", "-f", arg(&text), "--report"];
+    for (out, words) in [(model.clone(), "is read"), (text.clone(), "is read")] {
+        assert!(tandem(&[&args[..], &[arg(&out)]].concat()).fails(2).contains(words));
+    }
+    let nowhere = model.with_file_name("no-folder").join("report.html");
+    assert!(tandem(&[&args[..], &[arg(&nowhere)]].concat()).fails(1).contains("there is no folder"));
+    let args = ["info", "-m", arg(&model), "--dump-tensor", "output_norm.weight", "--out", arg(&model)];
+    assert!(tandem(&args).fails(2).contains("is read"));
+    assert!(std::fs::read(&model).unwrap() == std::fs::read(tiny::model()).unwrap());
 }

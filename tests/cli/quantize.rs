@@ -197,6 +197,40 @@ fn parts_stay_parts_where_asked() {
 }
 
 #[test]
+fn rules_and_texts_that_say_nothing_are_warned_of() {
+    let folder = folder("idle");
+    let (model, text) = (Path::new(tiny::model()), folder.join("text.txt"));
+    let rules = ["--tensor-type", "no_match=Q8_0", "--tensor-type", "attn_q=Q8_0", "--tensor-type", "norm=Q8_0"];
+    let ran = quantize(model, &folder.join("rules.gguf"), "Q4_0", &rules);
+    let warned = |pattern: &str| ran.stderr.contains(&format!("--tensor-type {pattern}=Q8_0: no matrix"));
+    assert_eq!(["no_match", "attn_q", "norm"].map(warned), [true, false, true], "{}", ran.stderr);
+    std::fs::write(&text, "a text that the matrices see, as it is, over and over again\n").unwrap();
+    let gptq = ["--method", "gptq", "--calibration", arg(&text), "-c", "16", "--chunks", "1"];
+    let ran = quantize(model, &folder.join("gptq.gguf"), "Q4_0", &gptq);
+    assert!(ran.code == 0 && ran.stderr.contains("16 tokens to calibrate on"), "{}", ran.stderr);
+}
+
+/// With hardly any damping, and fewer inputs than columns, columns are explained by others to the last digit.
+#[test]
+fn gptq_stays_sound_where_moments_say_nothing() {
+    let folder = folder("damping");
+    let text = folder.join("text.txt");
+    std::fs::write(&text, "a text that the matrices see, as it is, over and over again\n".repeat(40)).unwrap();
+    let worst = |damping: &str| {
+        let out = folder.join(format!("{damping}.gguf"));
+        let options = ["--method", "gptq", "--calibration", arg(&text), "-c", "64", "--damping", damping, "--json"];
+        let report = quantize(Path::new(tiny::model()), &out, "Q4_0", &options).json();
+        let rmse = report["tensors"].as_array().unwrap().iter().filter_map(|tensor| tensor["rmse"].as_f64());
+        rmse.fold(0.0, f64::max)
+    };
+    let usual = worst("0.01");
+    for damping in ["1e-4", "1e-6", "1e-7", "1e-12"] {
+        let got = worst(damping);
+        assert!(got < 5.0 * usual, "{damping}: {got}, usually {usual}");
+    }
+}
+
+#[test]
 fn gptq_refuses_what_does_not_go_with_it() {
     let folder = folder("gptq-bad");
     let (text, out) = (folder.join("text.txt"), folder.join("out.gguf"));

@@ -32,11 +32,12 @@ pub(crate) fn run(args: &PerplexityArgs, ui: &Ui, interrupt: &mut Interrupt) -> 
     let mut options = args.load.options();
     let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     options.n_ctx = Some(n_ctx);
-    let text = args.text.read()?;
+    let text = args.text.read(interrupt)?;
     let gguf = open::open(&args.model, ui, interrupt)?;
     let tokenizer = open::tokenizer(&gguf)?;
     let mut session = open::load_session(gguf, &options, ui, interrupt)?;
-    let windows = args.text.cut(&text, &tokenizer, n_ctx, session.model().program().hparams.n_vocab)?;
+    let n_vocab = session.model().program().hparams.n_vocab;
+    let windows = args.text.cut(&text, &tokenizer, n_ctx, n_vocab, interrupt)?;
 
     let bar = ui.steps("perplexity", windows.len());
     let start = Instant::now();
@@ -44,6 +45,9 @@ pub(crate) fn run(args: &PerplexityArgs, ui: &Ui, interrupt: &mut Interrupt) -> 
     let mut running = Vec::with_capacity(windows.len());
     for i in 0..windows.len() {
         score(&mut session, &windows, i, &mut sums)?;
+        if sums.mean().is_nan() {
+            return Err(windows::not_numbers(args.model.reference(), i));
+        }
         running.push(sums.value());
         let estimate = format!("perplexity {:.4} +/- {:.4}", sums.value(), sums.error());
         bar.suspend(|| ui.detail(format_args!("[{}/{}] {estimate}", i + 1, windows.len())));

@@ -9,8 +9,9 @@ use crate::error::{Error, Result};
 const LANES: usize = 16;
 /// Columns that are factored together.
 const PANEL: usize = 64;
-/// Zero, or less by rounding, where a positive number should be: this much of the mean of the diagonal takes its place.
-const LEAST: f32 = 1e-6;
+/// Less than this much of the mean of the diagonal is what rounding leaves of a column that the others explain: with the usual
+/// damping none has so little.
+const LEAST: f32 = 1e-5;
 
 /// `H = sum over inputs x of x x^T`, `[n, n]`: the Hessian (but for a factor) of a product's squared error.
 #[derive(Debug)]
@@ -157,8 +158,8 @@ impl Hessian {
     }
 }
 
-/// `U D U^T` of a symmetric matrix, from the last column to the first, in its place. Where rounding leaves less than
-/// `least` on the diagonal, that is put there.
+/// `U D U^T` of a symmetric matrix, from the last column to the first, in its place. A column of which less than `least` is
+/// left on the diagonal explains no other: its error is not made good, rather than by numbers that are rounding's.
 fn factor(n: usize, mut h: Vec<f32>, least: f32, outer: Outer) -> Factors {
     let mut d = vec![0.0; n];
     // The panel's columns as rows, and the same times -D.
@@ -173,8 +174,9 @@ fn factor(n: usize, mut h: Vec<f32>, least: f32, outer: Outer) -> Factors {
         for j in (start..end).rev() {
             let (others, row) = panel.split_at_mut((j - start) * n);
             let row = &mut row[..=j];
-            d[j] = if row[j] >= least { row[j] } else { least };
-            let inverse = 1.0 / d[j];
+            let is_sound = row[j] >= least;
+            d[j] = if is_sound { row[j] } else { least };
+            let inverse = if is_sound { 1.0 / d[j] } else { 0.0 };
             // What column j explains of the columns before it, in the panel now and in the others at once below.
             for c in start..j {
                 let by = row[c] * inverse;

@@ -104,9 +104,14 @@ pub(crate) fn run(args: &CompareArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
     let options = args.load.options();
     let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     let text = args.file.as_ref().map(|file| TextArgs { file: file.clone(), chunks: args.chunks });
-    let bytes = text.as_ref().map(TextArgs::read).transpose()?;
+    let bytes = text.as_ref().map(|text| text.read(interrupt)).transpose()?;
     let a = Side::open(&args.a, ui, interrupt)?;
     let bs = args.b.iter().map(|b| Side::open(b, ui, interrupt)).collect::<anyhow::Result<Vec<Side>>>()?;
+    if let Some(report) = &args.report {
+        output::check(report)?;
+        let models = std::iter::once(&a).chain(&bs).flat_map(|side| side.gguf.paths());
+        output::refuse_inputs("--report", report, models.chain(args.file.as_deref()))?;
+    }
     let threads = options.threads.unwrap_or(1);
     let compared = |b: &Side| Comparison { sides: [a.clone(), b.clone()], text: None, tensors: None };
     let mut comparisons: Vec<Comparison> = bs.iter().map(compared).collect();
@@ -162,10 +167,11 @@ fn over_text(
         sessions.push(session);
     }
     let n_ctx = session_a.model().n_ctx();
-    let windows = text.cut(bytes, &tokenizer, n_ctx, n_vocab(&session_a))?;
+    let windows = text.cut(bytes, &tokenizer, n_ctx, n_vocab(&session_a), interrupt)?;
     let backends = |session: &Session| session.model().backend_names().join("+");
     let (backend_a, backends_b) = (backends(&session_a), sessions.iter().map(backends).collect::<Vec<String>>());
-    let divergences = evaluate(session_a, sessions, &windows, ui)?;
+    let names: Vec<&str> = std::iter::once(a).chain(bs).map(|side| side.name.as_str()).collect();
+    let divergences = evaluate(session_a, sessions, &names, &windows, ui)?;
     let result = |(divergence, backend_b)| TextResult {
         file: text.file.clone(),
         n_ctx,
@@ -200,12 +206,24 @@ fn different([a, b]: [&Side; 2], how: String) -> anyhow::Error {
     ))
 }
 
-/// Evaluates A and each B in lockstep, with a running estimate. One divergence for each B.
-fn evaluate(mut a: Session, mut bs: Vec<Session>, windows: &Windows, ui: &Ui) -> anyhow::Result<Vec<Divergence>> {
+/// Evaluates A and each B in lockstep, with a running estimate; `names` are A's and theirs. One divergence for each B.
+fn evaluate(
+    mut a: Session,
+    mut bs: Vec<Session>,
+    names: &[&str],
+    windows: &Windows,
+    ui: &Ui,
+) -> anyhow::Result<Vec<Divergence>> {
     let bar = ui.steps("comparing", windows.len());
     let mut divergences = vec![Divergence::default(); bs.len()];
     for i in 0..windows.len() {
         window(&mut a, &mut bs, windows, i, &mut divergences)?;
+        for (divergence, b) in divergences.iter().zip(&names[1..]) {
+            let is_nan = divergence.perplexity().each_ref().map(|perplexity| perplexity.mean().is_nan());
+            if let Some(model) = [names[0], b].into_iter().zip(is_nan).find_map(|(name, is)| is.then_some(name)) {
+                return Err(windows::not_numbers(model, i));
+            }
+        }
         for summary in divergences.iter().filter_map(Divergence::summary) {
             let estimate = format!(
                 "KL {:.5}, PPL {:.3} and {:.3}, same top {:.1} %",

@@ -67,13 +67,13 @@ fn tensors_text(out: &mut String, tensors: &Tensors) {
     for row in &tensors.rows {
         let types = format!("{} > {}", row.type_a, row.type_b);
         let sqnr = if row.sqnr_db == f64::INFINITY { "same".to_owned() } else { format!("{:.2}", row.sqnr_db) };
-        let _ = write!(out, "{:<width$} {types:<14} {:>10.3e} {sqnr:>9} ", row.name, row.rmse);
+        let _ = write!(out, "{:<width$} {types:<14} {:>10.3e} {sqnr:>9} ", ui::plain(&row.name), row.rmse);
         let _ = writeln!(out, "{:>10.3e}  {} ({:.3e})", row.max_error, row.worst_block, row.worst_block_rmse);
     }
     let lists =
         [("only in A", &tensors.only_in_a), ("only in B", &tensors.only_in_b), ("other shape", &tensors.other_shape)];
     for (what, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
-        let _ = writeln!(out, "{what}: {}", names.join(", "));
+        let _ = writeln!(out, "{what}: {}", ui::plain(&names.join(", ")));
     }
 }
 

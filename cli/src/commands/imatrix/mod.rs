@@ -16,6 +16,7 @@ use crate::args::{LoadArgs, ModelArgs, positive};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::output;
 use crate::ui::Ui;
 use crate::windows::{self, TextArgs};
 use file::Origin;
@@ -52,10 +53,7 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         let out = out.display();
         return Err(Failure::usage(format!("{out} exists: --resume goes on where it ends, or give another -o")));
     }
-    let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        anyhow::bail!("cannot write {}: there is no folder {}", out.display(), folder.display());
-    }
+    output::check(out)?;
     let mut options = args.load.options();
     let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     options.n_ctx = Some(n_ctx);
@@ -63,14 +61,21 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         // Only what the CPU computes is observed.
         options.wanted.layers = GpuLayers::Count(0);
     }
-    let text = args.text.read()?;
+    let text = args.text.read(interrupt)?;
     let gguf = open::open(&args.model, ui, interrupt)?;
     let tokenizer = open::tokenizer(&gguf)?;
     let program = Program::from_gguf(&gguf)?;
-    let windows = args.text.cut(&text, &tokenizer, n_ctx, program.hparams.n_vocab)?;
+    let windows = args.text.cut(&text, &tokenizer, n_ctx, program.hparams.n_vocab, interrupt)?;
     let mut squares = InputSquares::new(&program);
-    let origin = Origin::new(&args.text.file, &text, n_ctx);
-    let done = if out.exists() { file::read(out, &origin, &mut squares)? } else { 0 };
+    let heads = if args.process_output { Vec::new() } else { heads(&program) };
+    let is_left_out = |matrix: &MatrixInputs| heads.contains(&matrix.tensor.as_str());
+    let origin = Origin::new(&args.text.file, &text, &gguf, n_ctx, args.process_output);
+    let may_miss = |matrix: &MatrixInputs| matrix.counts.len() > 1 || is_left_out(matrix);
+    let done = if out.exists() { file::read(out, &origin, &mut squares, may_miss)? } else { 0 };
+    if done >= windows.len() {
+        ui.note(format_args!("{} has {done} windows already: nothing is left to do", out.display()));
+        return Ok(());
+    }
     if done > 0 {
         ui.note(format_args!("going on after window {done} of {}", windows.len()));
     }
@@ -81,7 +86,7 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
 
     let save = |n_windows: usize| {
         let squares = squares.lock().unwrap_or_else(PoisonError::into_inner);
-        check(&squares, &program, args.process_output)?;
+        squares.matrices().filter(|matrix| !is_left_out(matrix)).try_for_each(check)?;
         file::write(out, &origin, n_windows, &squares)
     };
     let bar = ui.steps("importance", windows.len());
@@ -90,6 +95,11 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         bar.set_position(i as u64);
         observe(&mut session, &windows.tokens(i), args.process_output)?;
         let stopped = interrupt.is_set();
+        if i == done {
+            // What cannot be observed is known after one window.
+            let squares = squares.lock().unwrap_or_else(PoisonError::into_inner);
+            squares.matrices().filter(|matrix| !is_left_out(matrix)).try_for_each(check)?;
+        }
         if stopped || (i + 1 - done).is_multiple_of(args.save_every) || i + 1 == windows.len() {
             save(i + 1)?;
         }
@@ -115,34 +125,34 @@ fn observe(session: &mut Session, tokens: &[u32], process_output: bool) -> tande
     }
 }
 
-/// An error where a matrix that every token goes through has seen none: what is not computed here cannot be observed.
-fn check(squares: &InputSquares, program: &Program, process_output: bool) -> anyhow::Result<()> {
+/// The names of the output matrices.
+fn heads(program: &Program) -> Vec<&str> {
     let steps = program.blocks.iter().flat_map(|block| &block.steps);
     let heads =
         steps.filter_map(|step| if let Step::Logits { linear, .. } = step { Some(linear.weight) } else { None });
-    let heads: Vec<&str> = heads.map(|id| program.weight(id).tensor.as_str()).collect();
-    let is_left_out = |matrix: &&MatrixInputs| !process_output && heads.contains(&matrix.tensor.as_str());
-    for matrix in squares.matrices().filter(|matrix| !is_left_out(matrix)) {
-        if matrix.counts == [0] {
-            return Err(Failure::usage(format!(
-                "no input of {} was seen: only what the CPU computes is observed; use -ngl 0",
-                matrix.tensor
-            )));
-        }
-        if let Some(i) = matrix.sums.iter().position(|sum| !sum.is_finite()) {
-            let tensor = &matrix.tensor;
-            return Err(Failure::model(format!(
-                "inputs of {tensor} are not finite (column {}): the model's weights may be damaged",
-                i % matrix.n_in
-            )));
-        }
+    heads.map(|id| program.weight(id).tensor.as_str()).collect()
+}
+
+/// An error where a matrix that every token goes through has seen none: what is not computed here cannot be observed.
+fn check(matrix: &MatrixInputs) -> anyhow::Result<()> {
+    let tensor = &matrix.tensor;
+    if matrix.counts == [0] {
+        return Err(Failure::usage(format!(
+            "no input of {tensor} was seen: only what the CPU computes is observed; use -ngl 0"
+        )));
     }
-    Ok(())
+    match matrix.sums.iter().position(|sum| !sum.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Failure::model(format!(
+            "inputs of {tensor} are not finite (column {}): the model's weights may be damaged",
+            i % matrix.n_in
+        ))),
+    }
 }
 
 fn finish(windows: &Windows, done: usize, start: Instant, squares: &InputSquares, args: &ImatrixArgs, ui: &Ui) {
     let seconds = start.elapsed().as_secs_f64();
-    let n = windows.len() - done.min(windows.len());
+    let n = windows.len() - done;
     let speed = (n * windows.n_ctx()) as f64 / seconds;
     ui.note(format_args!(
         "{n} windows of {} tokens, {seconds:.1} s, {speed:.0} tokens/s; wrote {}",

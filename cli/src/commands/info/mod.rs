@@ -85,6 +85,7 @@ fn dump(gguf: &Gguf, name: &str, path: &Path, ui: &Ui) -> anyhow::Result<()> {
             "there is no tensor `{name}` in the file; `tandem info --tensors` lists them"
         )));
     };
+    output::refuse_inputs("--out", path, gguf.paths())?;
     let decode = quant::decoder(tensor)?;
     let n = tensor.row_len();
     let row_bytes = tensor.n_bytes() / tensor.n_rows();

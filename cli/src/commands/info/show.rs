@@ -19,7 +19,7 @@ pub(super) fn text(gguf: &Gguf, report: &Report, tensors: bool) -> String {
     head(&mut out, gguf, report);
     section(&mut out, "Metadata");
     for (key, value) in gguf.metadata().iter() {
-        line(&mut out, format_args!("{key} = {}", shorten(value)));
+        line(&mut out, format_args!("{} = {}", ui::plain(key), shorten(value)));
     }
     section(&mut out, "Tensors");
     line(&mut out, format_args!("{:<8} {:>8} {:>16} {:>12}", "type", "tensors", "weights", "size"));
@@ -31,7 +31,7 @@ pub(super) fn text(gguf: &Gguf, report: &Report, tensors: bool) -> String {
         out.push('\n');
         for tensor in gguf.tensors() {
             let (size, shape) = (ui::bytes(tensor.n_bytes() as u64), format!("{:?}", tensor.dims()));
-            line(&mut out, format_args!("{:<8} {size:>12} {shape:<24} {}", tensor.ty, tensor.name));
+            line(&mut out, format_args!("{:<8} {size:>12} {shape:<24} {}", tensor.ty, ui::plain(&tensor.name)));
         }
     }
     tokenizer(&mut out, report);
@@ -45,14 +45,14 @@ fn head(out: &mut String, gguf: &Gguf, report: &Report) {
     let size = ui::bytes(gguf.file_bytes());
     // Writing to a String does not fail.
     let _ = writeln!(out, "{}\n  GGUF version {}, {size}{parts}", gguf.path().display(), gguf.version());
-    line(out, format_args!("architecture {}", report.architecture.as_deref().unwrap_or("(none)")));
+    line(out, format_args!("architecture {}", ui::plain(report.architecture.as_deref().unwrap_or("(none)"))));
     line(out, format_args!("{} tensors, {}", gguf.tensors().len(), count(report.n_params)));
     if let Some(experts) = &report.experts {
         let (count, used, layers) = (experts.count, experts.used, experts.layers);
         line(out, format_args!("{count} experts in {layers} layers, {used} used for each token"));
     }
     if let Some(reason) = &report.not_runnable {
-        line(out, format_args!("cannot be run: {reason}"));
+        line(out, format_args!("cannot be run: {}", ui::plain(reason)));
     }
 }
 
@@ -61,7 +61,7 @@ fn tokenizer(out: &mut String, report: &Report) {
     match &report.tokenizer {
         Err(reason) => line(out, format_args!("{reason}")),
         Ok(facts) => {
-            let pre = facts.pre.as_ref().map(|pre| format!(", pre-tokenizer {pre}")).unwrap_or_default();
+            let pre = facts.pre.as_ref().map(|pre| format!(", pre-tokenizer {}", ui::plain(pre))).unwrap_or_default();
             line(out, format_args!("{}{pre}, {} tokens", facts.kind, facts.n_vocab));
             for (name, token, added) in [("BOS", &facts.bos, facts.add_bos), ("EOS", &facts.eos, facts.add_eos)] {
                 if let Some(token) = token {
@@ -75,7 +75,7 @@ fn tokenizer(out: &mut String, report: &Report) {
     }
     match report.templates.as_slice() {
         [] => line(out, format_args!("no chat template")),
-        names => line(out, format_args!("chat template: {}", names.join(", "))),
+        names => line(out, format_args!("chat template: {}", ui::plain(&names.join(", ")))),
     }
 }
 

@@ -1,17 +1,18 @@
 //! `--method gptq`: the tensors of the model's program, in its order.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use tandem_engine::gptq::{self, How, Listener, Quantized};
 use tandem_loader::{GgmlType, TypeClass};
 use tandem_models::Program;
 
-use super::plan::Plan;
+use super::plan::{Plan, list};
 use super::write::{Done, Files};
 use crate::args::positive;
 use crate::exit::Failure;
@@ -53,6 +54,9 @@ impl GptqArgs {
         if is_gptq && self.calibration.is_none() {
             return Err(Failure::usage("--method gptq needs a text to calibrate on: --calibration FILE"));
         }
+        if let Some(path) = self.calibration.as_ref().filter(|path| *path != Path::new("-")) {
+            std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        }
         let others = [self.ctx.is_some(), self.chunks.is_some(), self.damping.is_some(), self.no_act_order];
         if !is_gptq && (self.calibration.is_some() || others.contains(&true)) {
             return Err(Failure::usage(
@@ -85,7 +89,14 @@ pub(super) fn quantize(
     let Some(file) = args.calibration.clone() else { return Ok(()) };
     let text = TextArgs { file, chunks: Some(args.chunks.unwrap_or(DEFAULT_CHUNKS)) };
     let n_ctx = windows::n_ctx(args.ctx)?;
-    let windows = text.cut(&text.read()?, &tokenizer, n_ctx, program.hparams.n_vocab)?;
+    let windows = text.cut(&text.read(interrupt)?, &tokenizer, n_ctx, program.hparams.n_vocab, interrupt)?;
+    let n_tokens = windows.len() * n_ctx;
+    let columns = plan.jobs.iter().filter(|job| job.changes()).map(|job| job.tensor.row_len()).max();
+    if let Some(columns) = columns.filter(|columns| n_tokens < *columns) {
+        ui.warn(format_args!(
+            "{n_tokens} tokens to calibrate on say little of matrices with {columns} columns: give a longer text"
+        ));
+    }
     let quantized = |job: &&super::plan::Job<'_>| job.changes() && job.ty.class() == TypeClass::Quantized;
     let types: HashMap<String, GgmlType> =
         plan.jobs.iter().filter(quantized).map(|job| (job.tensor.name.clone(), job.ty)).collect();
@@ -107,10 +118,11 @@ pub(super) fn quantize(
     let searched = progress.searched;
     interrupt.check()?;
     result?;
-    if let [first, ..] = searched.as_slice() {
+    if !searched.is_empty() {
+        let names: Vec<&str> = searched.iter().map(String::as_str).collect();
         ui.note(format_args!(
-            "{} tensors ({first}, ...) by search: their rows are looked up, or their type has no quants for single weights",
-            searched.len()
+            "{} by search: rows that are looked up, or a type that has no quants for single weights",
+            list(&names)
         ));
     }
     Ok(())

@@ -118,6 +118,7 @@ pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> an
     let gguf = Arc::new(gguf);
     let plan = plan::Plan::new(&gguf, args, imatrix.as_ref()).with_context(|| open::shown(&gguf))?;
     plan.warn(ui);
+    plan.warn_idle(&args.tensor_type, ui);
     if args.dry_run {
         let text = if args.json { show::plan_json(&plan) } else { show::plan_text(&plan) };
         return Ok(ui::print(text)?);

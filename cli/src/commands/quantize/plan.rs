@@ -8,9 +8,9 @@ use tandem_loader::imatrix::{self, Imatrix};
 use tandem_loader::{GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, TypeClass, Value};
 use tandem_models::mix::{self, Mix, Wishes};
 
-use super::{MethodArg, QuantizeArgs};
+use super::{MethodArg, QuantizeArgs, TensorType};
 use crate::exit::Failure;
-use crate::ui::Ui;
+use crate::ui::{self, Ui};
 
 /// `general.quantization_version`: the version of the block formats, which has been 2 since GGUF came.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -164,6 +164,20 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Warns of rules for types that say nothing about this model.
+    pub(super) fn warn_idle(&self, rules: &[TensorType], ui: &Ui) {
+        // Only matrices have a choice of types.
+        let matrices: Vec<&str> =
+            self.jobs.iter().filter(|job| job.tensor.dims().len() > 1).map(|job| job.tensor.name.as_str()).collect();
+        for (i, rule) in rules.iter().enumerate() {
+            let is_first = |name: &str| !rules[..i].iter().any(|before| before.pattern.is_match(name));
+            if !matrices.iter().any(|name| rule.pattern.is_match(name) && is_first(name)) {
+                let (pattern, ty) = (rule.pattern.as_str(), rule.ty);
+                ui.warn(format_args!("--tensor-type {pattern}={ty}: no matrix of the model has its type by this rule"));
+            }
+        }
+    }
+
     /// Warns where quantized weights are quantized again.
     fn warn_again(&self, ui: &Ui) {
         let again = |job: &&Job<'_>| {
@@ -181,10 +195,10 @@ impl<'a> Plan<'a> {
 }
 
 /// Names for people: the first, and how many there are.
-fn list(names: &[&str]) -> String {
+pub(super) fn list(names: &[&str]) -> String {
     match names {
-        [one] => (*one).to_owned(),
-        [first, ..] => format!("{} tensors ({first}, ...)", names.len()),
+        [one] => ui::plain(one),
+        [first, ..] => format!("{} tensors ({}, ...)", names.len(), ui::plain(first)),
         [] => String::new(),
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn plan_text(plan: &Plan<'_>) -> String {
         let (from, shape, size) = (job.tensor.ty, format!("{:?}", job.tensor.dims()), ui::bytes(job.n_bytes()));
         let to = if job.changes() { job.ty.name() } else { "-" };
         // Writing to a String does not fail.
-        let _ = writeln!(out, "{from:<8} {to:<8} {size:>12} {shape:<24} {}", job.tensor.name);
+        let _ = writeln!(out, "{from:<8} {to:<8} {size:>12} {shape:<24} {}", ui::plain(&job.tensor.name));
     }
     let _ = writeln!(out, "{}", sizes(plan));
     out
