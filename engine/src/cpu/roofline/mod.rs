@@ -210,8 +210,8 @@ mod tests {
             let mut team = Team::new(1).unwrap();
             for work in [int8_loop(isa), f32_loop(isa)] {
                 let ops = peak(&mut team, work);
-                // Between one operation per ten cycles of a slow core and a thousand per cycle of a fast one.
-                assert!((1e8..1e13).contains(&ops), "{isa:?}: {ops}");
+                // Between one operation per hundred cycles (emulated) and a thousand per cycle of a fast core.
+                assert!((1e7..1e13).contains(&ops), "{isa:?}: {ops}");
             }
         }
     }
