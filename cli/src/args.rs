@@ -17,6 +17,9 @@ use crate::fetch;
 use crate::placement::{PlacementArgs, cache_folder};
 use crate::threads::physical_cores;
 
+/// Most threads that `-t` takes.
+const MAX_THREADS: usize = 1024;
+
 /// Runs large language models (GGUF files) on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
@@ -94,7 +97,7 @@ impl ModelArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LoadArgs {
     /// CPU threads [default: the physical cores this process may use]
-    #[arg(short, long, value_name = "N", value_parser = positive)]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
     pub(crate) threads: Option<usize>,
     /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N", default_value = "auto", allow_negative_numbers = true)]
@@ -255,6 +258,14 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("give a whole number of at least 1".to_owned()),
         Ok(n) => Ok(n),
+    }
+}
+
+/// A number of threads that some machine has: more would take minutes to start, and be of no use.
+pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
+        _ => Err(format!("give a whole number from 1 to {MAX_THREADS}")),
     }
 }
 

@@ -131,7 +131,8 @@ fn code_of_engine(error: &tandem_engine::Error) -> u8 {
         #[cfg(feature = "gpu")]
         Error::Gpu(error) => code_of_gpu(error),
         Error::Interrupted => INTERRUPTED,
-        Error::ContextFull { .. } | Error::BadToken { .. } | Error::Threads { .. } => FAILURE,
+        Error::BadToken { .. } => USAGE,
+        Error::ContextFull { .. } | Error::Threads { .. } => FAILURE,
     }
 }
 

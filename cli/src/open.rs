@@ -11,6 +11,7 @@ use tandem_models::template::ChatTemplate;
 use tandem_models::tokenizer::Tokenizer;
 
 use crate::args::ModelArgs;
+use crate::exit::Failure;
 use crate::fetch::{self, FetchOptions};
 use crate::interrupt::Interrupt;
 use crate::known;
@@ -37,6 +38,15 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {
     Tokenizer::from_metadata(gguf.metadata()).with_context(|| shown(gguf))
 }
 
+/// The model's chat template, where it has one.
+///
+/// # Errors
+/// The file's own is not valid.
+pub(crate) fn template(gguf: &Gguf) -> anyhow::Result<Option<ChatTemplate>> {
+    ChatTemplate::from_metadata(gguf.metadata())
+        .map_err(|error| Failure::model(format!("{}: {error}", gguf.path().display())))
+}
+
 /// The file's name, to begin a message with.
 pub(crate) fn shown(gguf: &Gguf) -> String {
     gguf.path().display().to_string()
@@ -58,22 +68,24 @@ pub(crate) struct Loaded {
     pub(crate) session: Session,
     /// The tokenizer.
     pub(crate) tokenizer: Tokenizer,
-    /// The chat template, where the file has one.
+    /// The chat template, where it is wanted and the file has one.
     pub(crate) template: Option<ChatTemplate>,
     /// How long loading took.
     pub(crate) load_time: Duration,
 }
 
-/// Loads weights and tokenizer, for answers: they go on where a GPU fails, unless placement is strict.
+/// Loads weights and tokenizer, for answers: they go on where a GPU fails, unless placement is strict. The template only if
+/// it is wanted: a broken one does not keep a model from completing text.
 pub(crate) fn load(
     gguf: Arc<Gguf>,
     options: &LoadOptions,
+    with_template: bool,
     ui: &Ui,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Loaded> {
     let start = Instant::now();
     let tokenizer = tokenizer(&gguf)?;
-    let template = ChatTemplate::from_metadata(gguf.metadata()).with_context(|| shown(&gguf))?;
+    let template = if with_template { template(&gguf)? } else { None };
     let mut session = load_session(gguf, options, ui, interrupt)?;
     if !options.wanted.strict {
         let ui = *ui;

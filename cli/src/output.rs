@@ -51,17 +51,20 @@ pub(crate) fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> anyhow::Re
         fill(&mut out)?;
         return out.flush().with_context(cannot);
     }
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Behind a link, the file it leads to is replaced; and a file keeps its rights.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The rights of an ordinary new file (the umask still takes from them), not those of a secret.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+        // Else those of an ordinary new file (the umask still takes from them), not those of a secret.
+        let new = std::fs::Permissions::from_mode(0o666);
+        builder.permissions(std::fs::metadata(&target).map_or(new, |meta| meta.permissions()));
     }
     let file = builder.prefix(".tandem-").tempfile_in(folder).with_context(cannot)?;
     let mut out = BufWriter::new(file);
     fill(&mut out)?;
     let file = out.into_inner().map_err(|error| error.into_error()).with_context(cannot)?;
-    file.persist(path).map(|_| ()).map_err(|error| error.error).with_context(cannot)
+    file.persist(&target).map(|_| ()).map_err(|error| error.error).with_context(cannot)
 }

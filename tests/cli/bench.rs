@@ -60,6 +60,6 @@ fn the_machine_alone() {
 
 #[test]
 fn a_context_that_is_too_short_is_said() {
-    let stderr = tandem(&["bench", "-m", tiny::model(), "-p", "64", "-c", "32"]).fails(1);
+    let stderr = tandem(&["bench", "-m", tiny::model(), "-p", "64", "-c", "32"]).fails(2);
     assert!(stderr.contains("context"), "{stderr}");
 }

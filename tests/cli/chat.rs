@@ -47,6 +47,27 @@ fn commands() {
 }
 
 #[test]
+fn a_quoted_message_is_no_command() {
+    let ran = chat(&[], &["\"\"\"", "/exit", "\"\"\"", "hi", "/stats"]);
+    assert!(ran.code == 0 && ran.stderr.contains("4 messages"), "{}", ran.stderr);
+}
+
+#[cfg(unix)]
+#[test]
+fn saving_keeps_rights_and_links() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let [file, link] = ["c.json", "link.json"].map(|name| folder.path().join(name));
+    std::fs::write(&file, "[]").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    chat(&[], &["hello", &format!("/save {}", arg(&link))]).ok();
+    assert!(std::fs::read_link(&link).is_ok());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(std::fs::read_to_string(&file).unwrap().contains("hello"));
+}
+
+#[test]
 fn messages_of_several_lines_are_one_turn() {
     let ran = chat(&[], &["\"\"\"", "one", "two", "\"\"\"", "three \\", "four", "/stats"]);
     assert!(ran.stderr.contains("4 messages"), "{}", ran.stderr);

@@ -1,6 +1,6 @@
 //! Damaged files: refused by every command that opens them, with exit code 3 and a message that names the fault.
 
-use crate::command::{arg, tandem};
+use crate::command::{arg, tandem, tandem_with};
 use crate::tiny;
 
 #[test]
@@ -64,4 +64,23 @@ fn faults_of_the_model_name_the_file() {
     rename(b"llama\x0c", b"lama2\x0c");
     assert!(tandem(&["info", "-m", arg(&path)]).ok().contains("cannot be run"));
     assert!(tandem(&["run", "hi", "-m", arg(&path)]).fails(3).contains("`lama2`"));
+}
+
+#[test]
+fn a_broken_template_is_in_the_way_of_conversations_only() {
+    // Of the same length, so that nothing else moves.
+    let whole = b"{% endfor %}";
+    let mut bytes = std::fs::read(tiny::model()).unwrap();
+    let at = bytes.windows(whole.len()).position(|bytes| bytes == whole).unwrap();
+    bytes[at..at + whole.len()].copy_from_slice(b"{% endfox %}");
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, bytes).unwrap();
+    for command in ["run", "chat"] {
+        let stderr = tandem_with(&[command, "-m", arg(&broken), "-n", "2"], b"hi").fails(3);
+        assert!(stderr.contains("broken.gguf: chat template, line 3"), "{stderr}");
+    }
+    let args = ["run", "-m", arg(&broken), "-n", "2", "--raw", "--temp", "0", "hi"];
+    let intact = args.map(|word| if word == arg(&broken) { tiny::model() } else { word });
+    assert_eq!(tandem(&args).ok(), tandem(&intact).ok());
 }

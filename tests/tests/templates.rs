@@ -119,6 +119,7 @@ fn statements_and_whitespace_are_those_of_jinja2() {
 
 #[test]
 fn errors_name_the_line_and_the_cause() {
+    assert_eq!(render("{{ 6 is divisibleby 3 }} {{ 7 is divisibleby(3) }}").unwrap(), "True False");
     let error = |source: &str| render(source).unwrap_err();
     assert_eq!(
         error("\n\n{{ raise_exception('no ' ~ text) }}"),
@@ -158,7 +159,29 @@ fn no_template_runs_or_grows_without_bound() {
     ] {
         assert!(matches!(render(source), Err(TemplateError::Limit { .. })), "{source}");
     }
+    // What only reads a text takes as long as it is, and is paid for too.
+    for reads in [
+        "'b' in x",
+        "x|length",
+        "x[9999999]",
+        "x == y",
+        "x in [y]",
+        "x < y",
+        "x|int",
+        "x|float",
+        "x is upper",
+        "x|wordcount",
+        "{x: 1}",
+        "x.isupper()",
+        "x|upper",
+    ] {
+        let set = "{% set x = 'a' * 10000000 %}{% set y = 'a' * 5000000 + 'a' * 5000000 %}";
+        let source = format!("{set}{{% for i in range(99999) %}}{{% if {reads} %}}{{% endif %}}{{% endfor %}}");
+        assert!(matches!(render(&source), Err(TemplateError::Limit { .. })), "{reads}");
+    }
     for source in [
+        "{{ 5 is divisibleby 0 }}",
+        "{% for x in [1] %}{{ loop.cycle() }}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}",
         "{% set ns = namespace() %}{% set ns.x = [ns] %}",
         "{{ '%99999999d' % 1 }}",

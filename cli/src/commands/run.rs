@@ -65,9 +65,9 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow:
         return Err(Failure::usage("there is no prompt: give it as an argument, with -f FILE, or through a pipe"));
     }
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let text = read_prompt(args)?;
-    let mut loaded = open::load(gguf, &options, ui, interrupt)?;
-    let prompt = prompt_ids(args, &text, &loaded, ui)?;
+    let text = interrupt.leaving(|| read_prompt(args))?;
+    let mut loaded = open::load(gguf, &options, !args.raw, ui, interrupt)?;
+    let prompt = interrupt.leaving(|| prompt_ids(args, &text, &loaded, ui))?;
     let n_vocab = loaded.session.model().program().hparams.n_vocab;
     let mut sampler = SamplerChain::new(&params, n_vocab)?;
     if !sampler.is_greedy() {

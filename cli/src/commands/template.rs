@@ -71,7 +71,7 @@ pub(crate) fn run(args: &TemplateArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow
             Err(error) => ui.warn(format_args!("bos_token and eos_token are not defined: {error}")),
         }
         if template.is_none() {
-            template = ChatTemplate::from_metadata(gguf.metadata()).with_context(|| open::shown(&gguf))?;
+            template = open::template(&gguf)?;
         }
     }
     let Some(template) = template else {
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &TemplateArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow
         });
         context.extra.insert(key.clone(), value);
     }
-    Ok(ui::print(template.render(&context)?)?)
+    Ok(ui::print(interrupt.leaving(|| template.render(&context))?)?)
 }
 
 fn read_json(path: &Path) -> anyhow::Result<Value> {

@@ -1,11 +1,11 @@
-//! A bound on the work of one render: bytes built and list items touched.
+//! A bound on the work of one render: bytes built and read, and list items touched.
 //!
 //! The engine's own fuel counts instructions, but one instruction can double a string or compare two long lists. The
 //! count lives in the thread, because values are printed and compared where no state of the render can be reached.
 
 use std::cell::Cell;
 
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, Value};
 
 use super::values::Result;
 
@@ -15,6 +15,9 @@ const MAX_BYTES: usize = 1 << 29;
 
 /// What touching one item of a list costs, in bytes.
 const ITEM: usize = 32;
+
+/// How many bytes can be read, to be compared or searched, for what one costs that is built.
+const READS: usize = 4;
 
 thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(MAX_BYTES) };
@@ -38,6 +41,11 @@ pub(super) fn bytes(n: usize) -> Result<()> {
         return Err(Error::new(ErrorKind::OutOfFuel, message));
     }
     Ok(())
+}
+
+/// Pays for reading a text from end to end, if the value is one.
+pub(super) fn read(value: &Value) -> Result<()> {
+    bytes(value.as_str().map_or(0, str::len) / READS)
 }
 
 /// Pays for `n` items of a list.

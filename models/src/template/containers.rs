@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{State, Value};
 
+use super::budget;
 use super::methods;
 use super::values::{Result, fail, type_name};
 
@@ -120,6 +121,7 @@ pub(super) fn lookup(dict: &Value, key: &Value) -> Result<Option<Value>> {
 
 /// Fails for values that Python cannot hash, and for tuples of tuples, whose hash could take forever.
 fn check_key(key: &Value) -> Result<()> {
+    budget::read(key)?;
     match key.kind() {
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable if !is_tuple(key) || depth(key)? > 1 => {
             Err(fail(format!("unhashable type: '{}'", type_name(key))))

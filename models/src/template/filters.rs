@@ -9,9 +9,9 @@ use super::args::{Args, Given, split_kwargs, str_of};
 use super::budget;
 use super::containers::{bound_method, generator, is_dict, is_sequence, list, tuple};
 use super::methods::{has_method, tuples};
-use super::ops::{add, compare, contains, equal, item, ordered};
+use super::ops::{add, compare, contains, equal, equals, item, modulo, ordered};
 use super::strings;
-use super::values::{Result, fail, is_float, items, length, pairs, to_str, type_name};
+use super::values::{Result, fail, is_float, items, length, pairs, text, to_str, type_name};
 
 /// Whether a comparison holds for an order of its operands.
 type Holds = fn(Ordering) -> bool;
@@ -88,14 +88,18 @@ fn register_tests(env: &mut Environment<'_>) {
     env.add_test("integer", |value: Value| value.is_integer());
     env.add_test("float", |value: Value| is_float(&value));
     env.add_test("callable", |value: Value| value.kind() == ValueKind::Plain);
-    env.add_test("lower", |value: Value| strings::predicate(&to_str(&value), "islower"));
-    env.add_test("upper", |value: Value| strings::predicate(&to_str(&value), "isupper"));
+    env.add_test("lower", |value: Value| text(&value).map(|text| strings::predicate(&text, "islower")));
+    env.add_test("upper", |value: Value| text(&value).map(|text| strings::predicate(&text, "isupper")));
+    env.add_test("divisibleby", |value: Value, by: Value| {
+        let rest = modulo(value, by)?;
+        equals(&rest, &Value::from(0))
+    });
     env.add_test("in", |value: Value, container: Value| contains(&container, &value));
     for name in ["==", "eq", "equalto"] {
-        env.add_test(name, |a: Value, b: Value| equal(&a, &b));
+        env.add_test(name, |a: Value, b: Value| equals(&a, &b));
     }
     for name in ["!=", "ne"] {
-        env.add_test(name, |a: Value, b: Value| !equal(&a, &b));
+        env.add_test(name, |a: Value, b: Value| equals(&a, &b).map(|equal| !equal));
     }
     let comparisons: [(&[&str], Holds); 4] = [
         (&["<", "lt", "lessthan"], Ordering::is_lt),

@@ -115,6 +115,7 @@ pub(super) fn call(_: &mut State<'_, '_>, value: &Value, name: &str, args: &[Val
     if is_mutating(name) {
         return Err(fail(format!("access to attribute '{name}' of '{}' object is unsafe.", type_name(value))));
     }
+    budget::read(value)?;
     match value.as_str() {
         Some(text) => str_method(text, name, args),
         None if is_sequence(value) => list_method(value, name, args),

@@ -28,6 +28,7 @@ mod text_filters;
 mod values;
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
@@ -227,7 +228,11 @@ impl ChatTemplate {
         budget::start();
         let mut out = Bounded(Vec::new());
         let variables = context.variables().map_err(|error| describe(&error))?;
-        template.render_captured_to(variables, &mut out).map_err(|error| describe(&error))?;
+        // Some of the engine's own functions panic on odd arguments: no reason for the program to end.
+        let render = AssertUnwindSafe(|| template.render_captured_to(variables, &mut out).map(|_| ()));
+        let rendered = std::panic::catch_unwind(render);
+        let failed = |_| TemplateError::Render { line: 0, message: "the template engine failed on it".to_string() };
+        rendered.map_err(failed)?.map_err(|error| describe(&error))?;
         String::from_utf8(out.0)
             .map_err(|_| TemplateError::Render { line: 0, message: "the output is not UTF-8".to_string() })
     }

@@ -26,7 +26,7 @@ pub(super) fn register(env: &mut Environment<'_>) {
     env.add_function("__pos", |a: Value| sign("+", &a, 1));
     env.add_function("__concat", concat);
     env.add_function("__float", |text: &str| text.parse::<f64>().map_err(|_| fail("bad float literal")));
-    env.add_function("__eq", |a: Value, b: Value| equal(&a, &b));
+    env.add_function("__eq", |a: Value, b: Value| equals(&a, &b));
     env.add_function("__lt", |a: Value, b: Value| ordered("<", &a, &b, Ordering::is_lt));
     env.add_function("__le", |a: Value, b: Value| ordered("<=", &a, &b, Ordering::is_le));
     env.add_function("__gt", |a: Value, b: Value| ordered(">", &a, &b, Ordering::is_gt));
@@ -128,7 +128,7 @@ fn floordiv(a: Value, b: Value) -> Result<Value> {
     )
 }
 
-fn modulo(a: Value, b: Value) -> Result<Value> {
+pub(super) fn modulo(a: Value, b: Value) -> Result<Value> {
     if let Some(format) = a.as_str() {
         return percent(format, &b).map(Value::from);
     }
@@ -180,10 +180,19 @@ fn concat(parts: Rest<Value>) -> Result<Value> {
     Ok(Value::from(out))
 }
 
+/// As [`equal`]; an error where the budget did not suffice to tell.
+pub(super) fn equals(a: &Value, b: &Value) -> Result<bool> {
+    let equal = equal(a, b);
+    budget::bytes(0).map(|()| equal)
+}
+
 /// Python's `==`: numbers and bools by value, tuples never equal lists.
 pub(super) fn equal(a: &Value, b: &Value) -> bool {
     if budget::items(1).is_err() {
         return false;
+    }
+    if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
+        return x.len() == y.len() && budget::read(a).is_ok() && x == y;
     }
     if is_sequence(a) && is_sequence(b) {
         let (Ok(x), Ok(y)) = (items(a), items(b)) else { return false };
@@ -199,6 +208,7 @@ pub(super) fn equal(a: &Value, b: &Value) -> bool {
 /// The order of two values, where Python has one.
 pub(super) fn compare(op: &str, a: &Value, b: &Value) -> Result<Option<Ordering>> {
     if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
+        budget::read(if x.len() < y.len() { a } else { b })?;
         return Ok(Some(x.cmp(y)));
     }
     if let (Some(x), Some(y)) = (as_int(a), as_int(b)) {
@@ -246,12 +256,14 @@ pub(super) fn contains(container: &Value, value: &Value) -> Result<bool> {
         let part = value
             .as_str()
             .ok_or_else(|| fail(format!("'in <string>' requires string as left operand, not {}", type_name(value))))?;
+        budget::read(container)?;
         return Ok(text.contains(part));
     }
     match container.kind() {
         ValueKind::Map => Ok(lookup(container, value)?.is_some()),
         ValueKind::Undefined | ValueKind::Seq | ValueKind::Iterable => {
-            Ok(items(container)?.iter().any(|item| equal(item, value)))
+            let found = items(container)?.iter().any(|item| equal(item, value));
+            budget::bytes(0).map(|()| found)
         }
         _ => Err(fail(format!("argument of type '{}' is not iterable", type_name(container)))),
     }
@@ -297,6 +309,7 @@ pub(super) fn item(value: &Value, key: &Value) -> Result<Value> {
 /// An item of a sequence or a character of a string; undefined out of range.
 fn index_into(value: &Value, index: i128) -> Result<Value> {
     if let Some(text) = value.as_str() {
+        budget::read(value)?;
         let found = match usize::try_from(index) {
             Ok(n) => text.chars().nth(n),
             Err(_) => usize::try_from(-1 - index).ok().and_then(|n| text.chars().nth_back(n)),

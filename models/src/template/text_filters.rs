@@ -10,27 +10,27 @@ use super::json::tojson;
 use super::methods;
 use super::ops::int;
 use super::strings;
-use super::values::{Result, as_float, as_int, fail, is_float, repr, to_str, type_name};
+use super::values::{Result, as_float, as_int, fail, is_float, repr, text, to_str, type_name};
 
 /// Makes the filters of text and numbers known to the environment.
 pub(super) fn register(env: &mut Environment<'_>) {
     env.add_filter("tojson", tojson);
-    env.add_filter("string", |value: Value| to_str(&value));
-    env.add_filter("upper", |value: Value| to_str(&value).to_uppercase());
-    env.add_filter("lower", |value: Value| to_str(&value).to_lowercase());
-    env.add_filter("capitalize", |value: Value| strings::capitalize(&to_str(&value)));
-    env.add_filter("title", |value: Value| title(&to_str(&value)));
+    env.add_filter("string", |value: Value| text(&value));
+    env.add_filter("upper", |value: Value| text(&value).map(|text| text.to_uppercase()));
+    env.add_filter("lower", |value: Value| text(&value).map(|text| text.to_lowercase()));
+    env.add_filter("capitalize", |value: Value| text(&value).map(|text| strings::capitalize(&text)));
+    env.add_filter("title", |value: Value| text(&value).map(|text| title(&text)));
     env.add_filter("trim", trim);
     env.add_filter("replace", replace);
     env.add_filter("indent", indent);
     env.add_filter("truncate", truncate);
-    env.add_filter("wordcount", |value: Value| word_count(&to_str(&value)));
+    env.add_filter("wordcount", |value: Value| text(&value).map(|text| word_count(&text)));
     env.add_filter("center", center);
     env.add_filter("format", format);
     // Text is never escaped here, so there is nothing to mark.
-    env.add_filter("urlencode", |value: Value| url_encode(&to_str(&value)));
+    env.add_filter("urlencode", |value: Value| text(&value).map(|text| url_encode(&text)));
     env.add_filter("pprint", |value: Value| repr(&value));
-    env.add_filter("safe", |value: Value| to_str(&value));
+    env.add_filter("safe", |value: Value| text(&value));
     register_numbers(env);
 }
 
@@ -159,6 +159,7 @@ fn to_int(value: Value, args: Given) -> Result<Value> {
     if let Some(n) = as_int(&value) {
         return Ok(int(n));
     }
+    budget::read(&value)?;
     let truncated = |x: f64| if x.is_finite() { int(x.trunc() as i128) } else { default() };
     if let Some(x) = as_float(&value) {
         return Ok(truncated(x));
@@ -196,6 +197,7 @@ fn to_float(value: Value, args: Given) -> Result<Value> {
     if value.is_undefined() {
         return Err(Error::new(ErrorKind::UndefinedError, "an undefined value has no number"));
     }
+    budget::read(&value)?;
     let x = as_float(&value).or_else(|| value.as_str().and_then(parse_float));
     Ok(x.map_or_else(|| args.get("default").cloned().unwrap_or(Value::from(0.0)), Value::from))
 }

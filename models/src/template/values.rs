@@ -104,10 +104,17 @@ pub(super) fn length(value: &Value) -> Result<usize> {
     match value.kind() {
         ValueKind::Undefined => Ok(0),
         ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            budget::read(value)?;
             value.len().map_or_else(|| items(value).map(|items| items.len()), Ok)
         }
         _ => Err(fail(format!("object of type '{}' has no len()", type_name(value)))),
     }
+}
+
+/// As [`to_str`], paid for.
+pub(super) fn text(value: &Value) -> Result<String> {
+    let text = to_str(value);
+    budget::bytes(text.len()).map(|()| text)
 }
 
 /// Python's `str()`.

@@ -16,7 +16,7 @@ use tandem_engine::LoadOptions;
 use tandem_engine::cpu::IsaLevel;
 use tandem_engine::placement::{Device, GpuLayers};
 
-use crate::args::{ContextArgs, ModelArgs, cpu_isa, positive};
+use crate::args::{ContextArgs, ModelArgs, cpu_isa, positive, thread_count};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
@@ -54,7 +54,7 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// CPU threads [default: the physical cores this process may use]
-    #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = thread_count)]
     threads: Vec<usize>,
     /// Layers on the GPU (also -ngl): the last N, all (and the output head), or auto: what fits and is fastest
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "auto", allow_negative_numbers = true)]
@@ -91,6 +91,11 @@ pub(crate) fn run(args: &BenchArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyho
     let Some(longest) = tests.iter().map(Test::n_ctx).max() else {
         return Err(Failure::usage("there is nothing to measure: -p and -n are both 0"));
     };
+    if let Some(n_ctx) = args.context.ctx.filter(|n_ctx| *n_ctx < longest) {
+        return Err(Failure::usage(format!(
+            "-c {n_ctx}: the longest of these tests needs a context of {longest} tokens"
+        )));
+    }
     let gguf = open::open(&args.model, ui, interrupt)?;
     let mut table = Table::new(args.format(), &tests, args.threads().len(), args.gpu_layers.len());
     if args.gpu_layers.iter().any(|layers| !matches!(layers, GpuLayers::Auto | GpuLayers::Count(0))) {

@@ -89,7 +89,8 @@ impl Conversation {
     }
 
     fn answer(&mut self, ui: &Ui, interrupt: &Interrupt) -> anyhow::Result<()> {
-        let prompt = prompt::chat(&self.tokenizer, &self.template, &self.all_messages(), false)?;
+        let messages = self.all_messages();
+        let prompt = interrupt.leaving(|| prompt::chat(&self.tokenizer, &self.template, &messages, false))?;
         let n_ctx = self.session.model().n_ctx();
         if prompt.len() >= n_ctx {
             return Err(Failure::usage(format!(

@@ -16,6 +16,8 @@ const QUOTES: &str = "\"\"\"";
 pub(super) enum Turn {
     /// Typed a message or a command.
     Text(String),
+    /// Typed a message between triple quotes, which is never a command.
+    Quoted(String),
     /// Ctrl-C on the line.
     Cancelled,
     /// Ctrl-D, or the end of the input.
@@ -77,7 +79,9 @@ impl Input {
             }
         }
         self.remember(&text);
-        Ok(Turn::Text(unquoted(text)))
+        let is_quoted = text.trim_start().starts_with(QUOTES);
+        let text = unquoted(text);
+        Ok(if is_quoted { Turn::Quoted(text) } else { Turn::Text(text) })
     }
 
     fn line(&mut self, prompt: &str) -> anyhow::Result<Line> {

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &ChatArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow
     let params = args.sampling.params();
     SamplerChain::new(&tandem_engine::sampler::SamplerParams { logit_bias: Vec::new(), ..params.clone() }, 1)?;
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let loaded = open::load(gguf, &options, ui, interrupt)?;
+    let loaded = open::load(gguf, &options, true, ui, interrupt)?;
     let max_tokens = args.predict.unwrap_or(usize::MAX);
     let mut chat = Conversation::new(loaded, params, max_tokens, args.system.clone(), ui)?;
     let mut input = Input::new(ui)?;
@@ -46,8 +46,9 @@ pub(crate) fn run(args: &ChatArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow
         ui.note("Type a message; /help lists the commands, Ctrl-D leaves.");
     }
     loop {
-        let text = match input.next()? {
-            Turn::Text(text) => text,
+        let (text, is_quoted) = match input.next()? {
+            Turn::Text(text) => (text, false),
+            Turn::Quoted(text) => (text, true),
             Turn::Cancelled => {
                 ui.note("Ctrl-D or /exit leaves.");
                 continue;
@@ -56,6 +57,7 @@ pub(crate) fn run(args: &ChatArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow
         };
         let result = match Command::parse(&text) {
             _ if text.trim().is_empty() => continue,
+            _ if is_quoted => chat.ask(text, ui, interrupt),
             None => chat.ask(text, ui, interrupt),
             Some(Err(problem)) => {
                 ui.warn(problem);

@@ -17,7 +17,7 @@ use tandem_loader::imatrix::Imatrix;
 use tandem_loader::quantize::{Method, encodable_types, encode_fn};
 use tandem_models::mix::{MIXES, Mix};
 
-use crate::args::{ModelArgs, positive};
+use crate::args::{ModelArgs, thread_count};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
@@ -69,7 +69,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(long)]
     json: bool,
     /// CPU threads [default: the physical cores this process may use]; the result does not depend on it
-    #[arg(short, long, value_name = "N", value_parser = positive)]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
     threads: Option<usize>,
 }
 
