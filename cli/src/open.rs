@@ -1,5 +1,6 @@
 //! From a model reference to an open file and a loaded session.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,15 @@ pub(crate) fn open(model: &ModelArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow:
     } else {
         ui.detail(resolved.summary());
     }
-    Ok(Arc::new(Gguf::open(&resolved.path)?))
+    Ok(Arc::new(named(Gguf::open(&resolved.path), &resolved.path)?))
+}
+
+/// The result, with the file's name before an error that does not give it.
+pub(crate) fn named<T>(result: tandem_loader::Result<T>, path: &Path) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        tandem_loader::Error::Metadata { .. } => anyhow::Error::new(error).context(path.display().to_string()),
+        _ => error.into(),
+    })
 }
 
 /// The model's tokenizer.

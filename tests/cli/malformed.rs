@@ -1,5 +1,9 @@
 //! Damaged files: refused by every command that opens them, with exit code 3 and a message that names the fault.
 
+use std::path::Path;
+
+use tandem_loader::{Gguf, TensorSpec, Value, Writer};
+
 use crate::command::{arg, tandem, tandem_with};
 use crate::tiny;
 
@@ -83,4 +87,25 @@ fn a_broken_template_is_in_the_way_of_conversations_only() {
     let args = ["run", "-m", arg(&broken), "-n", "2", "--raw", "--temp", "0", "hi"];
     let intact = args.map(|word| if word == arg(&broken) { tiny::model() } else { word });
     assert_eq!(tandem(&args).ok(), tandem(&intact).ok());
+}
+
+#[test]
+fn metadata_of_another_type_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("typed.gguf");
+    let gguf = Gguf::open(Path::new(tiny::model())).unwrap();
+    let mut metadata = gguf.metadata().clone();
+    metadata.set("general.alignment", Value::U32(32));
+    let specs: Vec<TensorSpec> = gguf.tensors().iter().map(|tensor| TensorSpec::like(tensor, tensor.ty)).collect();
+    let mut writer = Writer::create(&path, &metadata, &specs).unwrap();
+    gguf.tensors().iter().for_each(|tensor| writer.write(gguf.data(tensor)).unwrap());
+    writer.finish().unwrap().publish().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let key = b"general.alignment";
+    let at = bytes.windows(key.len()).position(|bytes| bytes == key).unwrap() + key.len();
+    // The value's type: F32 in place of U32.
+    bytes[at] = 6;
+    std::fs::write(&path, bytes).unwrap();
+    let stderr = tandem(&["info", "-m", arg(&path)]).fails(3);
+    assert!(stderr.contains("typed.gguf") && stderr.contains("`general.alignment`"), "{stderr}");
 }

@@ -8,6 +8,7 @@ use tandem_loader::imatrix::{Inputs, Recorded};
 use tandem_loader::{Gguf, Metadata, Value};
 
 use crate::exit::Failure;
+use crate::open;
 
 /// Our own, to go on with the same ones only: SHA-256 of the text; of the model's tensors; whether the output matrix is
 /// observed.
@@ -80,7 +81,7 @@ pub(super) fn read(
     squares: &mut InputSquares,
     may_miss: impl Fn(&MatrixInputs) -> bool,
 ) -> anyhow::Result<usize> {
-    let gguf = Gguf::open(path)?;
+    let gguf = open::named(Gguf::open(path), path)?;
     let other = |what: &str| {
         let path = path.display();
         Failure::usage(format!("cannot go on with {path}: {what}; give another -o to begin anew"))
@@ -98,7 +99,7 @@ pub(super) fn read(
     if gguf.metadata().bool(OUTPUT)? != Some(origin.process_output) {
         return Err(other("it was made with another --process-output"));
     }
-    let mut recorded = Recorded::read(&gguf)?;
+    let mut recorded = open::named(Recorded::read(&gguf), path)?;
     if recorded.chunk_size != Some(origin.n_ctx) {
         return Err(other("it was made with another window (-c)"));
     }

@@ -21,6 +21,7 @@ use crate::args::{ModelArgs, thread_count};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::open;
+use crate::output;
 use crate::threads::physical_cores;
 use crate::ui::{self, Ui};
 
@@ -113,8 +114,9 @@ pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> an
         ));
     }
     args.gptq.check(args.method == MethodArg::Gptq)?;
+    output::check(&args.output)?;
     let gguf = open::open(&ModelArgs { model: Some(args.input.clone()) }, ui, interrupt)?;
-    let imatrix = args.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    let imatrix = args.imatrix.as_deref().map(|path| open::named(Imatrix::open(path), path)).transpose()?;
     let gguf = Arc::new(gguf);
     let plan = plan::Plan::new(&gguf, args, imatrix.as_ref()).with_context(|| open::shown(&gguf))?;
     plan.warn(ui);
