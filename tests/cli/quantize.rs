@@ -225,6 +225,7 @@ fn gptq_stays_sound_where_moments_say_nothing() {
     };
     let usual = worst("0.01");
     for damping in ["1e-4", "1e-6", "1e-7", "1e-12"] {
+        // 2.7 times as much with the least damping; 15 times where rounding was taken for moments.
         let got = worst(damping);
         assert!(got < 5.0 * usual, "{damping}: {got}, usually {usual}");
     }

@@ -58,10 +58,7 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// The kernel for a matrix: its type's, or one that can do more where that cannot say all its weights.
     pub(crate) fn of(&self, ty: GgmlType, file: &[u8]) -> Option<MatrixKernel> {
-        match ty {
-            GgmlType::TQ2_0 if !pack::is_ternary(file) => Some(self.four_levels),
-            _ => (self.matrix)(ty),
-        }
+        if ty == GgmlType::TQ2_0 && !pack::is_ternary(file) { Some(self.four_levels) } else { (self.matrix)(ty) }
     }
 }
 

@@ -170,11 +170,8 @@ impl<'a> Recode<'a> {
         if let Some(decode) = self.decode {
             decode(bytes, x);
         }
-        let limit = match self.ty {
-            GgmlType::F32 | GgmlType::BF16 => f32::MAX,
-            _ if self.encode.is_none() => f32::MAX,
-            _ => LARGEST_F16,
-        };
+        let holds_all = self.encode.is_none() || [GgmlType::F32, GgmlType::BF16].contains(&self.ty);
+        let limit = if holds_all { f32::MAX } else { LARGEST_F16 };
         match x.iter().position(|x| x.is_nan() || x.abs() > limit) {
             Some(index) => Err(Bad { index, value: x[index] }),
             None => Ok(()),
@@ -224,13 +221,15 @@ impl<'a> Recode<'a> {
 /// How many times the mean square [`weigh`] takes: the more, the more weights of a row count alike. docs/quantization.md has
 /// the figures it was chosen by.
 fn mean_squares(ty: GgmlType, importance: bool) -> f32 {
-    match ty {
+    let has_one_bit = [GgmlType::IQ1_S, GgmlType::IQ1_M].contains(&ty);
+    if importance || has_one_bit {
         // An importance says by itself what counts, and one bit cuts large weights off in any case.
-        _ if importance => 4.0,
-        GgmlType::IQ1_S | GgmlType::IQ1_M => 4.0,
+        4.0
+    } else if ty == GgmlType::Q4_1 {
         // It holds the ends of a block's range exactly, if it is asked to.
-        GgmlType::Q4_1 => 0.25,
-        _ => 1.0,
+        0.25
+    } else {
+        1.0
     }
 }
 

@@ -121,7 +121,7 @@ pub(super) fn read(
             return Err(damaged(&tensor, "has another shape than the model's tensor"));
         }
         matrix.sums = inputs.sums.into_iter().map(f64::from).collect();
-        // The file's numbers are f32, which know large ones to 2^-24 only.
+        // The file's numbers are f32, which know large ones to 2^-24 only, and each time that a run goes on rounds again.
         matrix.counts = inputs.counts.into_iter().map(|count| count as u64).collect();
         let off = |count: u64| count.abs_diff(n_tokens) > n_tokens >> 22;
         if matrix.counts.iter().any(|count| *count > n_tokens && off(*count))

@@ -84,9 +84,11 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
     let model = open::load_model(gguf, &options, ui, interrupt)?;
     let mut session = Session::new(model);
 
+    let check_all =
+        |squares: &InputSquares| squares.matrices().filter(|matrix| !is_left_out(matrix)).try_for_each(check);
     let save = |n_windows: usize| {
         let squares = squares.lock().unwrap_or_else(PoisonError::into_inner);
-        squares.matrices().filter(|matrix| !is_left_out(matrix)).try_for_each(check)?;
+        check_all(&squares)?;
         file::write(out, &origin, n_windows, &squares)
     };
     let bar = ui.steps("importance", windows.len());
@@ -97,8 +99,7 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         let stopped = interrupt.is_set();
         if i == done {
             // What cannot be observed is known after one window.
-            let squares = squares.lock().unwrap_or_else(PoisonError::into_inner);
-            squares.matrices().filter(|matrix| !is_left_out(matrix)).try_for_each(check)?;
+            check_all(&squares.lock().unwrap_or_else(PoisonError::into_inner))?;
         }
         if stopped || (i + 1 - done).is_multiple_of(args.save_every) || i + 1 == windows.len() {
             save(i + 1)?;
