@@ -1,10 +1,11 @@
 //! Ctrl-C: the first one asks to stop, the second one leaves at once.
 
+use std::ffi::c_int;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::exit;
@@ -14,6 +15,8 @@ pub(crate) struct Interrupt {
     pressed: Arc<AtomicBool>,
     /// Raised while there is nothing that could be stopped cleanly, nor need be.
     leaving: Arc<AtomicBool>,
+    /// What is listened to.
+    signals: Vec<c_int>,
     sessions: Vec<Arc<AtomicBool>>,
 }
 
@@ -21,11 +24,23 @@ impl Interrupt {
     /// Listens to Ctrl-C from now on.
     pub(crate) fn new() -> io::Result<Interrupt> {
         let [pressed, leaving] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-        flag::register_conditional_shutdown(SIGINT, exit::INTERRUPTED.into(), leaving.clone())?;
+        let mut interrupt = Interrupt { pressed, leaving, signals: Vec::new(), sessions: Vec::new() };
+        interrupt.listen(SIGINT)?;
+        Ok(interrupt)
+    }
+
+    /// Takes a request to terminate as Ctrl-C from now on, for work that would leave a half-written file behind.
+    pub(crate) fn on_termination_too(&mut self) -> io::Result<()> {
+        self.listen(SIGTERM)
+    }
+
+    fn listen(&mut self, signal: c_int) -> io::Result<()> {
+        flag::register_conditional_shutdown(signal, exit::INTERRUPTED.into(), self.leaving.clone())?;
         // In this order: the first signal finds the flag down and raises it, the second finds it up and leaves.
-        flag::register_conditional_shutdown(SIGINT, exit::INTERRUPTED.into(), pressed.clone())?;
-        flag::register(SIGINT, pressed.clone())?;
-        Ok(Interrupt { pressed, leaving, sessions: Vec::new() })
+        flag::register_conditional_shutdown(signal, exit::INTERRUPTED.into(), self.pressed.clone())?;
+        flag::register(signal, self.pressed.clone())?;
+        self.signals.push(signal);
+        Ok(())
     }
 
     /// Does work that leaves nothing half done, such as loading a model: Ctrl-C leaves at once.
@@ -38,7 +53,9 @@ impl Interrupt {
 
     /// Lets Ctrl-C raise the flag of a session too.
     pub(crate) fn watch(&mut self, session: Arc<AtomicBool>) -> io::Result<()> {
-        flag::register(SIGINT, session.clone())?;
+        for signal in &self.signals {
+            flag::register(*signal, session.clone())?;
+        }
         session.fetch_or(self.is_set(), Ordering::Relaxed);
         self.sessions.push(session);
         Ok(())

@@ -71,36 +71,33 @@ pub(crate) fn of_file<T>(result: tandem_engine::Result<T>, gguf: &Gguf) -> anyho
     })
 }
 
-/// A model that can take text.
-pub(crate) struct Loaded {
-    /// The sequence, still empty.
-    pub(crate) session: Session,
+/// What turns text into tokens, and tokens into text.
+pub(crate) struct Language {
     /// The tokenizer.
     pub(crate) tokenizer: Tokenizer,
     /// The chat template, where it is wanted and the file has one.
     pub(crate) template: Option<ChatTemplate>,
-    /// How long loading took.
-    pub(crate) load_time: Duration,
 }
 
-/// Loads weights and tokenizer, for answers: they go on where a GPU fails, unless placement is strict. The template only if
-/// it is wanted: a broken one does not keep a model from completing text.
+/// Loads what text needs. The template only if it is wanted: a broken one does not keep a model from completing text.
+pub(crate) fn language(gguf: &Gguf, with_template: bool) -> anyhow::Result<Language> {
+    let template = if with_template { template(gguf)? } else { None };
+    Ok(Language { tokenizer: tokenizer(gguf)?, template })
+}
+
+/// Loads weights, for answers: they go on where a GPU fails, unless placement is strict.
 pub(crate) fn load(
     gguf: Arc<Gguf>,
     options: &LoadOptions,
-    with_template: bool,
     ui: &Ui,
     interrupt: &mut Interrupt,
-) -> anyhow::Result<Loaded> {
-    let start = Instant::now();
-    let tokenizer = tokenizer(&gguf)?;
-    let template = if with_template { template(&gguf)? } else { None };
+) -> anyhow::Result<Session> {
     let mut session = load_session(gguf, options, ui, interrupt)?;
     if !options.wanted.strict {
         let ui = *ui;
         session.move_when_a_gpu_fails(Box::new(move |what| ui.warn_amid_text(what)));
     }
-    Ok(Loaded { session, tokenizer, template, load_time: start.elapsed() })
+    Ok(session)
 }
 
 /// Loads weights only, for what works on token ids. Ctrl-C stops its evaluations.

@@ -21,10 +21,9 @@ pub(crate) fn expected_parts(path: &Path, metadata: &Metadata) -> Result<u64> {
     let no = metadata.u64("split.no")?.unwrap_or(0);
     if no != 0 {
         let first = part_path(path, 0, count).map_or("the first part".to_owned(), |p| p.display().to_string());
-        return Err(error(
-            path,
-            format!("is part {} of {count} of a split model; give the first part: {first}", no + 1),
-        ));
+        let part = no.saturating_add(1);
+        let of = if part > count { String::new() } else { format!(" of {count}") };
+        return Err(error(path, format!("is part {part}{of} of a split model; give the first part: {first}")));
     }
     Ok(count)
 }

@@ -181,22 +181,30 @@ fn what_cannot_be_gone_on_with_is_said() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_keeps_whole_windows() {
-    let (text, whole, out) = (text("long.txt", 400), path("long-whole.gguf"), path("long.gguf"));
-    let args = ["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(&text), "-o", arg(&out), "--save-every", "1"];
+fn stopped_it_keeps_whole_windows() {
+    let (text, whole) = (text("long.txt", 400), path("long-whole.gguf"));
+    imatrix(&text, &whole, &[]).ok();
+    for signal in ["-INT", "-TERM"] {
+        stop_and_go_on(signal, &text, &whole);
+    }
+}
+
+#[cfg(unix)]
+fn stop_and_go_on(signal: &str, text: &Path, whole: &Path) {
+    let out = path(&format!("long{signal}.gguf"));
+    let args = ["imatrix", "-m", tiny::model(), "-c", "32", "-f", arg(text), "-o", arg(&out), "--save-every", "1"];
     let child = command(&args).spawn().unwrap();
     let start = Instant::now();
     while !out.exists() {
         assert!(start.elapsed() < Duration::from_secs(60), "nothing was saved");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("--resume"), "{stderr}");
-    imatrix(&text, &out, &["--resume"]).ok();
-    imatrix(&text, &whole, &[]).ok();
-    close(&sums(&out), &sums(&whole));
+    imatrix(text, &out, &["--resume"]).ok();
+    close(&sums(&out), &sums(whole));
 }

@@ -142,6 +142,15 @@ fn a_budget_that_is_too_small_says_what_fits() {
     tandem(&run(&["-ngl", "1", "--vram-budget", &budget])).ok();
     let stderr = tandem(&run(&["-ngl", "1", "--vram-budget", "1KiB"])).fails(4);
     assert!(stderr.contains("not even -ngl 1 fits"), "{stderr}");
+    let stderr = tandem(&["verify", "-m", tiny::model(), "--vram-budget", "1KiB"]).fails(4);
+    assert!(stderr.contains("alone takes"), "{stderr}");
+}
+
+#[test]
+fn a_cache_beyond_the_machine_s_memory_is_announced() {
+    let ran = tandem(&["plan", "-m", tiny::model(), "-ngl", "0", "-c", "4000000000000", "--json"]);
+    let notes = ran.json()["notes"].to_string();
+    assert!(notes.contains("a smaller -c"), "{notes}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -14,7 +14,7 @@ use tandem_engine::{GenerateOptions, Generation, StopReason, generate};
 use crate::args::{LoadArgs, ModelArgs, SamplingArgs};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
-use crate::open::{self, Loaded};
+use crate::open::{self, Language};
 use crate::prompt::{self, Message};
 use crate::ui::{self, Ui};
 
@@ -66,9 +66,15 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow:
     }
     let gguf = open::open(&args.model, ui, interrupt)?;
     let text = interrupt.leaving(|| read_prompt(args))?;
-    let mut loaded = open::load(gguf, &options, !args.raw, ui, interrupt)?;
-    let prompt = interrupt.leaving(|| prompt_ids(args, &text, &loaded, ui))?;
-    let n_vocab = loaded.session.model().program().hparams.n_vocab;
+    let start = Instant::now();
+    let language = open::language(&gguf, !args.raw)?;
+    let mut load_time = start.elapsed();
+    // Before the weights, which take longer to load than it takes to refuse a prompt.
+    let prompt = interrupt.leaving(|| prompt_ids(args, &text, &language, ui))?;
+    let start = Instant::now();
+    let mut session = open::load(gguf, &options, ui, interrupt)?;
+    load_time += start.elapsed();
+    let n_vocab = session.model().program().hparams.n_vocab;
     let mut sampler = SamplerChain::new(&params, n_vocab)?;
     if !sampler.is_greedy() {
         ui.detail(format_args!("seed {}", sampler.seed()));
@@ -81,17 +87,16 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow:
         ignore_eos: args.ignore_eos,
         special: false,
     };
-    let Loaded { session, tokenizer, .. } = &mut loaded;
-    let answer = generate(session, tokenizer, &mut sampler, &prompt, &options, &mut |text| output.text(text))?;
+    let answer = generate(&mut session, &language.tokenizer, &mut sampler, &prompt, &options, &mut |text| output.text(text))?;
     output.end()?;
     if args.json {
-        ui::print(format!("{}\n", to_json(&prompt, &answer, loaded.load_time)))?;
+        ui::print(format!("{}\n", to_json(&prompt, &answer, load_time)))?;
     }
-    ui.note(timings(&answer, Some(loaded.load_time)));
+    ui.note(timings(&answer, Some(load_time)));
     match answer.stop_reason {
         StopReason::Interrupted => Err(Failure::interrupted()),
         StopReason::Context => {
-            let n_ctx = loaded.session.model().n_ctx();
+            let n_ctx = session.model().n_ctx();
             ui.note(format_args!("the context of {n_ctx} tokens is full; -c gives a longer one"));
             Ok(())
         }
@@ -129,15 +134,15 @@ pub(crate) fn read_input(file: Option<&Path>) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn prompt_ids(args: &RunArgs, text: &[u8], loaded: &Loaded, ui: &Ui) -> anyhow::Result<Vec<u32>> {
-    let Some(template) = loaded.template.as_ref().filter(|_| !args.raw) else {
+fn prompt_ids(args: &RunArgs, text: &[u8], language: &Language, ui: &Ui) -> anyhow::Result<Vec<u32>> {
+    let Some(template) = language.template.as_ref().filter(|_| !args.raw) else {
         if args.system.is_some() {
             return Err(Failure::usage("--system needs a chat template, and this model has none"));
         }
         if !args.raw {
             ui.note("this model has no chat template: the prompt is completed as plain text");
         }
-        return Ok(prompt::plain(&loaded.tokenizer, text, args.parse_special));
+        return Ok(prompt::plain(&language.tokenizer, text, args.parse_special));
     };
     let text = std::str::from_utf8(text).map_err(|e| {
         Failure::usage(format!("the prompt is not UTF-8 (byte {}); --raw completes any bytes", e.valid_up_to()))
@@ -147,7 +152,7 @@ fn prompt_ids(args: &RunArgs, text: &[u8], loaded: &Loaded, ui: &Ui) -> anyhow::
     }
     let mut messages: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
     messages.push(Message::new("user", text));
-    prompt::chat(&loaded.tokenizer, template, &messages, args.parse_special)
+    prompt::chat(&language.tokenizer, template, &messages, args.parse_special)
 }
 
 /// Streamed text on its way to stdout. The first failure to write (somebody closed the pipe) stops the answer.

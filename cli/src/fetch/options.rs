@@ -74,10 +74,12 @@ impl FetchOptions {
     pub fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Self {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let text = |name: &str| var(name).and_then(|value| value.into_string().ok());
-        let home = var("HOME").or_else(|| var("USERPROFILE")).map_or_else(std::env::temp_dir, PathBuf::from);
+        let home = var("HOME").or_else(|| var("USERPROFILE")).map(PathBuf::from);
+        let home = home.or_else(std::env::home_dir).unwrap_or_else(std::env::temp_dir);
         let dir = |name: &str| var(name).map(|value| expand_home(Path::new(&value), &home));
 
-        let cache = dir("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
+        // A relative one does not count: <https://specifications.freedesktop.org/basedir-spec/latest/>.
+        let cache = dir("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()).unwrap_or_else(|| home.join(".cache"));
         let hf_home = dir("HF_HOME").unwrap_or_else(|| cache.join("huggingface"));
         let hub_cache =
             dir("HF_HUB_CACHE").or_else(|| dir("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub"));

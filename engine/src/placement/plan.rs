@@ -150,8 +150,7 @@ impl Plan {
     pub(crate) fn on_cpu(&self, gguf: &Gguf) -> Result<Option<Plan>> {
         let placement = Placement::cpu(&self.program);
         let ledger = Ledger::new(gguf, &self.program, &placement, &self.cpu, &self.gpu)?;
-        let memory = CpuInfo::new().memory.unwrap_or(u64::MAX);
-        let fits = ledger.on(Device::Cpu).total() <= memory;
+        let fits = beyond_memory(&ledger).is_none();
         Ok(fits.then(|| Plan { placement, ledger, adapter: None, prediction: None, ..self.clone() }))
     }
 
@@ -170,6 +169,7 @@ impl Plan {
         if speeds.measure == Measure::Always {
             placement.devices_in_use().into_iter().try_for_each(|device| planner.measure(device, speeds))?;
         }
+        notes.extend(beyond_memory(&ledger));
         let prediction = planner.predict(&placement, speeds);
         let uses_gpu = placement.devices_in_use().contains(&Device::Gpu);
         let Planner { n_ctx, cpu, gpu, budget, .. } = planner;
@@ -238,21 +238,36 @@ impl Setup {
         inside.filter(|run| !run.is_empty()).collect()
     }
 
-    /// As many blocks from `start` on as the GPU has memory for, and at least one.
+    /// As many blocks from `start` on as the GPU has memory for.
     ///
     /// # Errors
-    /// A block that the GPU cannot run.
+    /// A block that the GPU cannot run, or that is larger by itself than the GPU memory allowed.
     pub fn fitting(&self, gguf: &Gguf, start: usize) -> Result<Range<usize>> {
-        let mut end = start + 1;
-        while end < self.program.blocks.len() {
-            let needs = adapter::required(gguf, &self.program, &self.on_gpu(start..end + 1), &self.gpu)?;
-            if self.budget.is_some_and(|budget| needs.total() > budget) {
-                break;
+        let budget = self.budget.unwrap_or(u64::MAX);
+        for end in start + 1..=self.program.blocks.len() {
+            let taken = adapter::required(gguf, &self.program, &self.on_gpu(start..end), &self.gpu)?.total();
+            if taken <= budget {
+                continue;
             }
-            end += 1;
+            if end == start + 1 {
+                let (kind, taken, budget) = (self.program.blocks[start].kind, Bytes(taken), Bytes(budget));
+                return Err(Error::Placement(format!(
+                    "{kind} alone takes {taken} on the GPU, more than the {budget} allowed (--vram-budget)"
+                )));
+            }
+            return Ok(start..end - 1);
         }
-        Ok(start..end)
+        Ok(start..self.program.blocks.len())
     }
+}
+
+/// Says so where the CPU's part is larger than this machine's memory.
+fn beyond_memory(ledger: &Ledger) -> Option<String> {
+    let needs = ledger.on(Device::Cpu);
+    let memory = CpuInfo::new().memory.filter(|memory| needs.total() > *memory)?;
+    let largest = if needs.memory.kv_cache > needs.memory.weights { "a smaller -c" } else { "a smaller quantization" };
+    let (needs, memory) = (Bytes(needs.total()), Bytes(memory));
+    Some(format!("the CPU's part takes {needs}, and this machine has {memory} of memory: {largest} needs less"))
 }
 
 /// Everything that a choice depends on.

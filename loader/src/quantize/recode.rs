@@ -190,10 +190,11 @@ impl<'a> Recode<'a> {
         self.load(bytes, x)?;
         match self.encode {
             Some((encode, decode_back)) => {
-                match self.ty {
-                    // One bit leaves only the scale to choose: a mean of magnitudes, which this would make too large.
-                    GgmlType::Q1_0 => w.copy_from_slice(importance),
-                    _ => weigh(x, importance, mean_squares, w),
+                if self.ty == GgmlType::Q1_0 {
+                    // One bit leaves only the scale to choose: a mean of magnitudes, which `weigh` would make too large.
+                    w.copy_from_slice(importance);
+                } else {
+                    weigh(x, importance, mean_squares, w);
                 }
                 encode(x, w, self.method, out);
                 decode_back(out, y);

@@ -11,7 +11,7 @@ use tandem_models::tokenizer::Tokenizer;
 use crate::commands::run::{Output, timings};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
-use crate::open::Loaded;
+use crate::open::Language;
 use crate::output;
 use crate::prompt::{self, Message};
 use crate::ui::Ui;
@@ -37,13 +37,14 @@ pub(super) struct Conversation {
 impl Conversation {
     /// An empty one.
     pub(super) fn new(
-        loaded: Loaded,
+        session: Session,
+        language: Language,
         params: SamplerParams,
         max_tokens: usize,
         system: Option<String>,
         ui: &Ui,
     ) -> anyhow::Result<Conversation> {
-        let Loaded { session, tokenizer, template, .. } = loaded;
+        let Language { tokenizer, template } = language;
         // Says now what is wrong with the parameters, not after the first message.
         SamplerChain::new(&params, session.model().program().hparams.n_vocab)?;
         let plain = template.is_none();

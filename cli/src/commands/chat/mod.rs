@@ -38,9 +38,10 @@ pub(crate) fn run(args: &ChatArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow
     let params = args.sampling.params();
     SamplerChain::new(&tandem_engine::sampler::SamplerParams { logit_bias: Vec::new(), ..params.clone() }, 1)?;
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let loaded = open::load(gguf, &options, true, ui, interrupt)?;
+    let language = open::language(&gguf, true)?;
+    let session = open::load(gguf, &options, ui, interrupt)?;
     let max_tokens = args.predict.unwrap_or(usize::MAX);
-    let mut chat = Conversation::new(loaded, params, max_tokens, args.system.clone(), ui)?;
+    let mut chat = Conversation::new(session, language, params, max_tokens, args.system.clone(), ui)?;
     let mut input = Input::new(ui)?;
     if input.is_terminal() {
         ui.note("Type a message; /help lists the commands, Ctrl-D leaves.");

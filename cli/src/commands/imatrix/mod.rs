@@ -54,6 +54,7 @@ pub(crate) fn run(args: &ImatrixArgs, ui: &Ui, interrupt: &mut Interrupt) -> any
         return Err(Failure::usage(format!("{out} exists: --resume goes on where it ends, or give another -o")));
     }
     output::check(out)?;
+    interrupt.on_termination_too()?;
     let mut options = args.load.options();
     let n_ctx = windows::n_ctx(args.load.context.ctx)?;
     options.n_ctx = Some(n_ctx);

@@ -125,6 +125,7 @@ pub(crate) fn run(args: &QuantizeArgs, ui: &Ui, interrupt: &mut Interrupt) -> an
         let text = if args.json { show::plan_json(&plan) } else { show::plan_text(&plan) };
         return Ok(ui::print(text)?);
     }
+    interrupt.on_termination_too()?;
     let threads = args.threads.unwrap_or_else(physical_cores);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
     let done = pool.install(|| {
