@@ -277,7 +277,11 @@ fn kv_type(text: &str) -> Result<KvType, String> {
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let wanted = || "give ID=BIAS, as in 42=-1.5".to_owned();
     let (id, bias) = text.split_once('=').ok_or_else(wanted)?;
-    Ok((id.trim().parse().map_err(|_| wanted())?, bias.trim().parse().map_err(|_| wanted())?))
+    let bias: f32 = bias.trim().parse().map_err(|_| wanted())?;
+    if bias.is_nan() || bias == f32::INFINITY {
+        return Err(format!("{bias} is no bias: it is a number, or -inf"));
+    }
+    Ok((id.trim().parse().map_err(|_| wanted())?, bias))
 }
 
 /// Rewrites `-ngl`, which users of other engines type, to its long form: clap knows no long options with one dash.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use tandem_engine::placement::{GpuLayers, Measure};
 use tandem_engine::{LoadOptions, Model, Session};
 use tandem_loader::Gguf;
+use tandem_models::Program;
 use tandem_models::template::ChatTemplate;
 use tandem_models::tokenizer::Tokenizer;
 
@@ -82,7 +83,15 @@ pub(crate) struct Language {
 /// Loads what text needs. The template only if it is wanted: a broken one does not keep a model from completing text.
 pub(crate) fn language(gguf: &Gguf, with_template: bool) -> anyhow::Result<Language> {
     let template = if with_template { template(gguf)? } else { None };
-    Ok(Language { tokenizer: tokenizer(gguf)?, template })
+    let tokenizer = tokenizer(gguf)?;
+    let n_rows = Program::from_gguf(gguf).with_context(|| shown(gguf))?.hparams.n_vocab;
+    if tokenizer.n_vocab() > n_rows {
+        let (file, n_tokens) = (shown(gguf), tokenizer.n_vocab());
+        return Err(Failure::model(format!(
+            "{file}: the tokenizer has {n_tokens} tokens, but the embedding has rows for {n_rows} only"
+        )));
+    }
+    Ok(Language { tokenizer, template })
 }
 
 /// Loads weights, for answers: they go on where a GPU fails, unless placement is strict.

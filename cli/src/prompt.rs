@@ -6,9 +6,12 @@
 //! the stretches with markers get their text back and are encoded as plain text. That holds for templates that trim,
 //! split or repeat a message.
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::json;
 use tandem_models::template::{ChatTemplate, RenderContext};
 use tandem_models::tokenizer::{EncodeOptions, Tokenizer};
+
+use crate::exit::Failure;
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,7 +48,7 @@ pub(crate) fn chat(
         let text = render(tokenizer, template, messages)?;
         return Ok(plain(tokenizer, text.as_bytes(), true));
     }
-    let special = SpecialTexts::new(tokenizer);
+    let special = SpecialTexts::new(tokenizer)?;
     let mut markers = Markers::new(messages);
     let masked: Vec<Message> =
         messages.iter().map(|m| Message::new(&m.role, markers.mask(&special, &m.content))).collect();
@@ -104,22 +107,26 @@ fn encode_masked(tokenizer: &Tokenizer, special: &SpecialTexts<'_>, markers: &Ma
     ids
 }
 
-/// The texts of all control tokens, longest first.
-struct SpecialTexts<'a>(Vec<&'a str>);
+/// The texts of all control tokens, of which a vocabulary has thousands.
+struct SpecialTexts<'a> {
+    texts: Vec<&'a str>,
+    automaton: AhoCorasick,
+}
 
 impl<'a> SpecialTexts<'a> {
-    fn new(tokenizer: &'a Tokenizer) -> SpecialTexts<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> anyhow::Result<SpecialTexts<'a>> {
         let ids = (0..tokenizer.n_vocab() as u32).filter(|&id| tokenizer.is_special(id));
         let mut texts: Vec<&str> = ids.filter_map(|id| std::str::from_utf8(tokenizer.token_text(id)).ok()).collect();
         texts.retain(|text| !text.is_empty());
-        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        SpecialTexts(texts)
+        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&texts);
+        let automaton = automaton.map_err(|e| Failure::model(format!("the vocabulary's control tokens: {e}")))?;
+        Ok(SpecialTexts { texts, automaton })
     }
 
     /// The first control token in `text`, the longest of those that begin there.
     fn find(&self, text: &str) -> Option<(usize, &'a str)> {
-        let found = self.0.iter().filter_map(|token| Some((text.find(token)?, *token)));
-        found.min_by_key(|(at, token)| (*at, std::cmp::Reverse(token.len())))
+        let found = self.automaton.find(text)?;
+        Some((found.start(), self.texts[found.pattern().as_usize()]))
     }
 }
 
@@ -159,8 +166,26 @@ impl Markers {
         text.contains(self.open)
     }
 
+    /// The text with control tokens in place of their markers.
     fn unmask(&self, text: &str) -> String {
-        let restore = |text: String, (no, token): (usize, &String)| text.replace(&self.marker(no), token);
-        self.texts.iter().enumerate().fold(text.to_owned(), restore)
+        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+        while let Some((before, after)) = rest.split_once(self.open) {
+            out.push_str(before);
+            let marked = after
+                .split_once(self.close)
+                .and_then(|(no, later)| Some((self.texts.get(no.parse::<usize>().ok()?)?, later)));
+            match marked {
+                Some((token, later)) => {
+                    out.push_str(token);
+                    rest = later;
+                }
+                // The template has cut it.
+                None => {
+                    out.push(self.open);
+                    rest = after;
+                }
+            }
+        }
+        out + rest
     }
 }

@@ -221,7 +221,11 @@ impl<'a> Builder<'a> {
         }
         let weights = self.weights.iter().map(|w| &w.tensor).chain(&self.scales).map(String::as_str);
         let used: HashSet<&str> = weights.chain(["rope_freqs.weight"]).collect();
-        let unused = self.gguf.tensors().iter().filter(|t| !used.contains(t.name.as_str())).map(|t| t.name.clone());
+        let unused = self.gguf.tensors().iter().map(|t| &t.name).filter(|name| !used.contains(name.as_str()));
+        let unused: Vec<String> = unused.cloned().collect();
+        if let Some(name) = unused.iter().find(|name| !is_beside(name, self.hp.n_layer)) {
+            return Err(Error::Unsupported { what: format!("tensor `{name}` in a model of architecture `{arch}`") });
+        }
         let registers = Registers {
             n_embd: self.hp.n_embd,
             n_q: self.hp.n_head * self.hp.head_dim,
@@ -231,7 +235,7 @@ impl<'a> Builder<'a> {
         };
         Ok(Program {
             arch: arch.to_owned(),
-            unused: unused.collect(),
+            unused,
             registers,
             hparams: self.hp,
             weights: self.weights,
@@ -344,4 +348,16 @@ impl<'a> Builder<'a> {
 fn without_trailing_ones(dims: &[usize]) -> &[usize] {
     let n = dims.iter().rposition(|d| *d != 1).map_or(0, |last| last + 1);
     &dims[..n]
+}
+
+/// Whether a tensor says nothing about the text that a model of `n_layer` layers writes: layers that predict further ahead
+/// come after them, and some files hold the parts that see and hear. Any other tensor that is not used would be missed in
+/// what is computed.
+fn is_beside(name: &str, n_layer: usize) -> bool {
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let is_further = layer.is_some_and(|l| l >= n_layer);
+    let is_other_part = ["v.", "a.", "mm."].iter().any(|part| name.starts_with(part));
+    // Angles, which follow from the metadata; the scale of inputs in training.
+    let is_known = [".attn_rot_embd.weight", ".input_scale"].iter().any(|end| name.ends_with(end));
+    is_further || is_other_part || is_known
 }

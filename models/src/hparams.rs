@@ -135,9 +135,12 @@ impl Hparams {
         }
         let n_embd = keys.require_size("embedding_length")?;
         let missing = |key: &str| -> Error { Metadata::missing(&keys.name(key)).into() };
-        let n_ff = keys.size_per_layer("feed_forward_length", n_layer)?;
-        let n_ff = n_ff.ok_or_else(|| missing("feed_forward_length"))?;
         let (n_expert, n_expert_used) = read_experts(keys)?;
+        let n_ff_expert = keys.optional_size("expert_feed_forward_length")?;
+        // Where all layers have experts, nothing need be as wide as this.
+        let of_experts = n_ff_expert.filter(|_| n_expert > 0).map(|n_ff| vec![n_ff; n_layer]);
+        let n_ff = keys.size_per_layer("feed_forward_length", n_layer)?.or(of_experts);
+        let n_ff = n_ff.ok_or_else(|| missing("feed_forward_length"))?;
         let n_head = keys.uniform_size("attention.head_count", n_layer)?;
         let n_head = n_head.ok_or_else(|| missing("attention.head_count"))?;
         let n_head_kv = keys.uniform_size("attention.head_count_kv", n_layer)?.unwrap_or(n_head);
@@ -170,7 +173,7 @@ impl Hparams {
             n_ff,
             n_expert,
             n_expert_used,
-            n_ff_expert: keys.optional_size("expert_feed_forward_length")?,
+            n_ff_expert,
             n_head,
             n_head_kv,
             head_dim,

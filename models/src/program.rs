@@ -328,7 +328,7 @@ pub struct Program {
     pub one_scale_per_token: bool,
     /// Embedding, then the two halves of each layer, then the output head.
     pub blocks: Vec<Block>,
-    /// Tensors of the file that the program does not use, for a warning.
+    /// Tensors of the file that the program does not use, and that would change nothing.
     pub unused: Vec<String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tandem_loader::{Gguf, TensorSpec, Value, Writer};
+use tandem_loader::{GgmlType, Gguf, Metadata, TensorSpec, Value, Writer};
 
 use crate::command::{arg, tandem, tandem_with};
 use crate::tiny;
@@ -89,17 +89,28 @@ fn a_broken_template_is_in_the_way_of_conversations_only() {
     assert_eq!(tandem(&args).ok(), tandem(&intact).ok());
 }
 
+/// A tensor of a file: its place in it, and its data.
+type Tensor = (TensorSpec, Vec<u8>);
+
+/// The model with its metadata and tensors changed.
+fn write_changed(path: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<Tensor>)) {
+    let gguf = Gguf::open(Path::new(tiny::model())).unwrap();
+    let mut metadata = gguf.metadata().clone();
+    let tensors = gguf.tensors().iter();
+    let mut tensors: Vec<Tensor> =
+        tensors.map(|tensor| (TensorSpec::like(tensor, tensor.ty), gguf.data(tensor).to_vec())).collect();
+    change(&mut metadata, &mut tensors);
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = Writer::replace(path, &metadata, &specs).unwrap();
+    tensors.iter().for_each(|(_, data)| writer.write(data).unwrap());
+    writer.finish().unwrap().publish().unwrap();
+}
+
 #[test]
 fn metadata_of_another_type_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("typed.gguf");
-    let gguf = Gguf::open(Path::new(tiny::model())).unwrap();
-    let mut metadata = gguf.metadata().clone();
-    metadata.set("general.alignment", Value::U32(32));
-    let specs: Vec<TensorSpec> = gguf.tensors().iter().map(|tensor| TensorSpec::like(tensor, tensor.ty)).collect();
-    let mut writer = Writer::create(&path, &metadata, &specs).unwrap();
-    gguf.tensors().iter().for_each(|tensor| writer.write(gguf.data(tensor)).unwrap());
-    writer.finish().unwrap().publish().unwrap();
+    write_changed(&path, |metadata, _| metadata.set("general.alignment", Value::U32(32)));
     let mut bytes = std::fs::read(&path).unwrap();
     let key = b"general.alignment";
     let at = bytes.windows(key.len()).position(|bytes| bytes == key).unwrap() + key.len();
@@ -108,4 +119,39 @@ fn metadata_of_another_type_names_the_file() {
     std::fs::write(&path, bytes).unwrap();
     let stderr = tandem(&["info", "-m", arg(&path)]).fails(3);
     assert!(stderr.contains("typed.gguf") && stderr.contains("`general.alignment`"), "{stderr}");
+}
+
+#[test]
+fn tensors_that_would_be_missed_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("more.gguf");
+    let args = ["run", "-n", "2", "--temp", "0", "hi", "-m"];
+    let with = |name: &str| {
+        let spec = TensorSpec { name: name.to_owned(), ty: GgmlType::F32, dims: vec![4] };
+        write_changed(&path, |_, tensors| tensors.push((spec, vec![0; 16])));
+        tandem(&[&args[..], &[arg(&path)]].concat())
+    };
+    for name in ["blk.0.attn_sinks.weight", "blk.1.attn_norm.bias", "output_norm.bias", "rope_factors_long.weight"] {
+        let stderr = with(name).fails(3);
+        assert!(stderr.contains("more.gguf") && stderr.contains(&format!("`{name}`")), "{stderr}");
+    }
+    let text = tandem(&[&args[..], &[tiny::model()]].concat()).ok();
+    for name in ["blk.2.nextn.eh_proj.weight", "v.patch_embd.weight", "blk.0.attn_q.input_scale"] {
+        assert_eq!(with(name).ok(), text, "{name}");
+    }
+}
+
+#[test]
+fn a_vocabulary_beyond_the_embedding_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("short.gguf");
+    write_changed(&path, |_, tensors| {
+        for (spec, data) in tensors.iter_mut().filter(|(spec, _)| spec.dims.last() == Some(&tiny::N_VOCAB)) {
+            let row = data.len() / tiny::N_VOCAB;
+            data.truncate(row * 100);
+            spec.dims[1] = 100;
+        }
+    });
+    let stderr = tandem(&["run", "-m", arg(&path), "--raw", "hi"]).fails(3);
+    assert!(stderr.contains("short.gguf") && stderr.contains("rows for 100 only"), "{stderr}");
 }

@@ -87,7 +87,8 @@ pub(crate) fn run(args: &RunArgs, ui: &Ui, interrupt: &mut Interrupt) -> anyhow:
         ignore_eos: args.ignore_eos,
         special: false,
     };
-    let answer = generate(&mut session, &language.tokenizer, &mut sampler, &prompt, &options, &mut |text| output.text(text))?;
+    let answer =
+        generate(&mut session, &language.tokenizer, &mut sampler, &prompt, &options, &mut |text| output.text(text))?;
     output.end()?;
     if args.json {
         ui::print(format!("{}\n", to_json(&prompt, &answer, load_time)))?;

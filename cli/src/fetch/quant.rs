@@ -59,7 +59,7 @@ pub(super) fn choose(repo: &str, endpoint: &str, files: &[String], selection: &S
             None => return Err(no_quant(repo, &firsts, quant)),
         },
         Selection::Any => {
-            let preferred = PREFERENCE.iter().find_map(|quant| find(&firsts, quant));
+            let preferred = PREFERENCE.iter().find_map(|quant| find_word(&firsts, quant));
             let alphabetical = firsts.iter().copied().min();
             preferred.or(alphabetical).ok_or_else(|| FetchError::NoGguf { repo: repo.to_owned() })?
         }
@@ -77,23 +77,30 @@ fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The first file with `quant` as a whole word of its name or path, else with `quant` anywhere in its name.
+/// The first file with `quant` as a whole word of its name or path, else with a word of its name that begins with it.
 fn find<'a>(firsts: &[&'a str], quant: &str) -> Option<&'a str> {
-    let by = |matches: &dyn Fn(&str) -> bool| firsts.iter().copied().find(|path| matches(path));
-    by(&|path| has_word(base_name(path), quant))
-        .or_else(|| by(&|path| has_word(path, quant)))
-        .or_else(|| by(&|path| base_name(path).to_ascii_lowercase().contains(&quant.to_ascii_lowercase())))
+    let begins = |path: &&&str| words(base_name(path), quant).next().is_some();
+    find_word(firsts, quant).or_else(|| firsts.iter().find(begins).copied())
 }
 
-/// Whether `word` stands in `text` between characters that are not part of a quant's name, whatever the case.
-fn has_word(text: &str, word: &str) -> bool {
-    let (text, word) = (text.to_ascii_lowercase(), word.to_ascii_lowercase());
-    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.match_indices(&word).any(|(at, _)| {
-        let before = text[..at].chars().next_back();
-        let after = text[at + word.len()..].chars().next();
-        !before.is_some_and(inside) && !after.is_some_and(inside)
-    })
+/// The first file with `quant` as a whole word of its name, else of its path.
+fn find_word<'a>(firsts: &[&'a str], quant: &str) -> Option<&'a str> {
+    let is_whole = |text: &str| words(text, quant).any(|rest| !rest.starts_with(is_of_quant));
+    let of_name = firsts.iter().find(|path| is_whole(base_name(path)));
+    of_name.or_else(|| firsts.iter().find(|path| is_whole(path))).copied()
+}
+
+/// What follows each `start` that begins a word of `text`, whatever the case.
+fn words<'a>(text: &'a str, start: &str) -> impl Iterator<Item = &'a str> {
+    let found: Vec<usize> =
+        text.to_ascii_lowercase().match_indices(&start.to_ascii_lowercase()).map(|(at, _)| at).collect();
+    let len = start.len();
+    found.into_iter().filter(|at| !text[..*at].ends_with(is_of_quant)).map(move |at| &text[at + len..])
+}
+
+/// Whether a character is part of a quant's name.
+fn is_of_quant(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 /// `first` with the other parts when it is split.
@@ -201,5 +208,15 @@ mod tests {
         assert!(missing.contains("part 2 is not in o/r"), "{missing}");
         assert!(chosen(&["README.md", "mmproj-f16.gguf"], Selection::Any).unwrap_err().contains("holds no .gguf"));
         assert_eq!(chosen(&["b.gguf", "a.gguf"], Selection::Any).unwrap(), ["a.gguf"]);
+    }
+
+    #[test]
+    fn part_of_a_word_is_another_quant() {
+        let files = ["m-BF16.gguf", "m-TQ1_0.gguf", "m-Q4_0_8_8.gguf", "m-Q8_0.gguf"];
+        assert_eq!(chosen(&files, Selection::Any).unwrap(), ["m-Q8_0.gguf"]);
+        for other in ["F16", "Q1_0", "0_8"] {
+            assert!(chosen(&files, Selection::Quant(other.into())).is_err(), "{other}");
+        }
+        assert_eq!(chosen(&files, Selection::Quant("q4_0".into())).unwrap(), ["m-Q4_0_8_8.gguf"]);
     }
 }

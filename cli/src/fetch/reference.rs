@@ -44,7 +44,8 @@ impl Reference {
     /// [`FetchError::NoSuchFile`] for a path without a file, [`FetchError::Unknown`] for anything else.
     pub fn parse(reference: &str, catalog: &'static [CatalogRow]) -> Result<Self, FetchError> {
         let path = Path::new(reference);
-        if path.is_file() {
+        // What is no regular file is refused where it is opened, which can say so.
+        if path.exists() && !path.is_dir() {
             return Ok(Self::File(path.to_owned()));
         }
         if let Some(row) = catalog.iter().find(|row| row.alias.eq_ignore_ascii_case(reference)) {

@@ -134,7 +134,9 @@ fn unquoted(text: String) -> String {
 /// `$XDG_DATA_HOME/tandem/chat_history`, or in `~/.local/share`.
 fn history_file() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let data = var("XDG_DATA_HOME").filter(|dir| dir.is_absolute()).or_else(|| Some(std::env::home_dir()?.join(".local").join("share")))?;
+    let data = var("XDG_DATA_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| Some(std::env::home_dir()?.join(".local").join("share")))?;
     Some(data.join("tandem").join("chat_history"))
 }
 
