@@ -1,8 +1,9 @@
 //! Whether there is any GPU but a software one, remembered from one start to the next.
 //!
 //! To ask Vulkan for its adapters loads every driver that is installed, which takes most of a second where they bring a
-//! compiler each. The answer holds as long as the drivers and the devices that the system shows are the same. Only Linux
-//! is asked this way; elsewhere asking is quick.
+//! compiler each. Where the system shows no device of a GPU, the answer holds as long as the drivers are the same. Where it
+//! shows one, the drivers are always asked: whether they find it depends on rights, on kernel modules, and on more that may
+//! change without a trace. Only Linux is asked this way; elsewhere asking is quick.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -14,8 +15,8 @@ use tandem_engine::placement::adapter;
 /// The file's name in the folder of what can be made again.
 const FILE: &str = "adapters.txt";
 /// What it begins with, with and without a GPU; a new layout gets new words.
-const SOFTWARE_ONLY: &str = "no GPU but software, version 1\n";
-const SOME: &str = "a GPU, version 1\n";
+const SOFTWARE_ONLY: &str = "no GPU but software, version 2\n";
+const SOME: &str = "a GPU, version 2\n";
 /// What the names of devices of GPUs that are no `/dev/dri` begin with: NVIDIA, AMD compute, WSL, and those of phones and
 /// single-board computers.
 const DEVICES: [&str; 10] = ["nvidia", "nvhost", "nvmap", "nvgpu", "kfd", "dxg", "mali", "kgsl", "pvr", "galcore"];
@@ -24,19 +25,26 @@ const DEVICES: [&str; 10] = ["nvidia", "nvhost", "nvmap", "nvgpu", "kfd", "dxg",
 /// not there yet, the drivers are asked. Without a folder nothing is certain.
 pub(crate) fn only_software(folder: Option<&Path>) -> bool {
     let Some((folder, system)) = folder.zip(System::here()) else { return false };
-    let ask = || adapter::adapters().iter().all(|adapter| adapter.software);
+    if system.shows_a_gpu() {
+        return false;
+    }
+    let ask = || {
+        let found = adapter::adapters();
+        (!found.is_empty()).then(|| found.iter().all(|adapter| adapter.software))
+    };
     recall(&folder.join(FILE), &system.fingerprint(), ask)
 }
 
-/// The answer kept in a file for this fingerprint; `ask` makes it where there is none.
-fn recall(file: &Path, fingerprint: &str, ask: impl FnOnce() -> bool) -> bool {
+/// The answer kept in a file for this fingerprint; `ask` makes it where there is none. Where nobody answers there is no GPU,
+/// and nothing is kept: it takes no time to ask again.
+fn recall(file: &Path, fingerprint: &str, ask: impl FnOnce() -> Option<bool>) -> bool {
     let text = |software_only| [if software_only { SOFTWARE_ONLY } else { SOME }, fingerprint].concat();
     let known = std::fs::read_to_string(file).ok();
     match known {
         Some(known) if known == text(true) => true,
         Some(known) if known == text(false) => false,
         Some(_) | None => {
-            let answer = ask();
+            let Some(answer) = ask() else { return true };
             // Without the file they are asked again the next time.
             let _ = file.parent().map(std::fs::create_dir_all);
             let _ = std::fs::write(file, text(answer));
@@ -83,11 +91,16 @@ impl System {
             let about = std::fs::metadata(&path).and_then(|file| Ok((file.len(), file.modified()?))).ok();
             let _ = writeln!(out, "{path:?} {about:?}");
         }
-        let is_gpu =
-            |name: &OsString| DEVICES.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
-        let _ = writeln!(out, "{:?}", names(&self.devices).into_iter().filter(is_gpu).collect::<Vec<_>>());
-        let _ = writeln!(out, "{:?}", names(&self.devices.join("dri")));
         out
+    }
+
+    /// Whether there is any device of a GPU, be it that nobody may use it.
+    fn shows_a_gpu(&self) -> bool {
+        let any = |folder: &Path, starts: &[&str]| {
+            let begins = |name: OsString| starts.iter().any(|s| name.as_encoded_bytes().starts_with(s.as_bytes()));
+            names(folder).into_iter().any(begins)
+        };
+        any(&self.devices, &DEVICES) || any(&self.devices.join("dri"), &["renderD"])
     }
 }
 
@@ -132,19 +145,21 @@ mod tests {
     fn the_answer_is_kept_until_the_system_changes() {
         let folder = std::env::temp_dir().join(format!("tandem-known-{}", std::process::id()));
         let file = folder.join("cache").join(FILE);
-        let never = || -> bool { panic!("asked again") };
+        let never = || -> Option<bool> { panic!("asked again") };
         for answer in [true, false] {
             let system = format!("system {answer}");
-            assert_eq!(recall(&file, &system, || answer), answer);
+            assert_eq!(recall(&file, &system, || Some(answer)), answer);
             assert_eq!(recall(&file, &system, never), answer);
         }
+        assert!(recall(&file, "nobody answers", || None));
+        assert!(!recall(&file, "nobody answers", || Some(false)));
         std::fs::write(&file, "damaged").unwrap();
-        assert!(recall(&file, "system true", || true));
+        assert!(recall(&file, "system true", || Some(true)));
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn drivers_and_devices_are_part_of_the_fingerprint() {
+    fn drivers_are_part_of_the_fingerprint_and_devices_speak_for_themselves() {
         let root = std::env::temp_dir().join(format!("tandem-system-{}", std::process::id()));
         let drivers = root.join("icd.d");
         std::fs::create_dir_all(&drivers).unwrap();
@@ -156,7 +171,7 @@ mod tests {
             devices: root.join("dev"),
         };
         let mut seen = vec![system.fingerprint()];
-        for file in ["icd.d/a.json", "icd.d/b.json", "one.json", "dev/nvidia0", "dev/dri/renderD128"] {
+        for file in ["icd.d/a.json", "icd.d/b.json", "one.json"] {
             std::fs::write(root.join(file), file).unwrap();
             seen.push(system.fingerprint());
         }
@@ -164,9 +179,16 @@ mod tests {
         seen.push(system.fingerprint());
         let different: BTreeSet<&String> = seen.iter().collect();
         assert_eq!(different.len(), seen.len());
-        // What is no GPU does not matter.
-        std::fs::write(root.join("dev/tty7"), "").unwrap();
-        assert_eq!(seen.last(), Some(&system.fingerprint()));
+        // A screen without anything to compute with.
+        for other in ["dev/tty7", "dev/dri/card0"] {
+            std::fs::write(root.join(other), "").unwrap();
+            assert!(!system.shows_a_gpu());
+        }
+        for device in ["dev/nvidia0", "dev/dri/renderD128"] {
+            std::fs::write(root.join(device), "").unwrap();
+            assert!(system.shows_a_gpu(), "{device}");
+            std::fs::remove_file(root.join(device)).unwrap();
+        }
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tandem_engine::Model;
 use tandem_engine::placement::{Bytes, DeviceSpeed, GpuLayers, Measure, Plan, Rules, Speeds, Wanted};
 
@@ -66,8 +67,9 @@ pub(crate) fn with_speeds<T>(measure: Measure, ui: &Ui, work: impl FnOnce(&mut S
     let path = cache_folder().map(|folder| folder.join("speeds.json"));
     let text = path.as_ref().and_then(|path| std::fs::read(path).ok());
     // A file that cannot be read is made again.
-    let kept: BTreeMap<String, Kept> = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    let kept = kept.into_iter().map(|(key, kept)| (key, DeviceSpeed::from(kept)));
+    let kept: BTreeMap<String, Value> = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let entry = |(key, kept)| Some((key, DeviceSpeed::from(serde_json::from_value::<Kept>(kept).ok()?)));
+    let kept = kept.into_iter().filter_map(entry);
     let table: BTreeMap<String, DeviceSpeed> = kept.filter(|(_, speed)| speed.is_plausible()).collect();
     let say = |device| ui.note(format_args!("measuring the {device} (once)"));
     let mut speeds = Speeds { table: table.clone(), measure, on_measure: Some(&say) };
@@ -117,7 +119,8 @@ pub(crate) fn describe(model: &Model, ui: &Ui) {
     let speed = plan
         .prediction
         .as_ref()
-        .map(|prediction| format!("; about {:.0} t/s expected", prediction.tokens_per_second(0)));
+        .map(|prediction| prediction.tokens_per_second(0))
+        .map(|speed| format!("; about {speed:.*} t/s expected", usize::from(speed < 10.0)));
     ui.note(format_args!(
         "{}; {}; context {}{}",
         plan.placement.describe(&plan.program),

@@ -75,10 +75,11 @@ pub trait Backend: Send {
         Duration::ZERO
     }
 
-    /// What the last run left in a register: the first `rows` rows of `width` floats. Runs say nothing of registers but
-    /// X: this is for finding the step where two backends part.
+    /// What the last run left in a register: the first `rows` rows of `width` floats, which are those of tokens or, as
+    /// experts leave them in F, of (token, expert) pairs. Runs say nothing of registers but X: this is for finding the step
+    /// where two backends part.
     ///
     /// # Errors
     /// A device that fails.
-    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>>;
+    fn register(&mut self, reg: Reg, rows: usize, width: usize, of_pairs: bool) -> Result<Vec<f32>>;
 }

@@ -149,7 +149,8 @@ pub fn generate(
     let start = Instant::now();
     let first = next_token(session, sampler, &prompt[n_reused..])?;
     answer.timings.prompt = start.elapsed();
-    answer.timings.n_prompt_evaluated = session.tokens().len() - n_reused;
+    // Fewer than were reused where it stopped while the cache of a GPU that failed was made again.
+    answer.timings.n_prompt_evaluated = session.tokens().len().saturating_sub(n_reused);
     let Some(first) = first else {
         answer.stop_reason = StopReason::Interrupted;
         return Ok(answer);

@@ -68,7 +68,7 @@ impl Session {
         &self.tokens
     }
 
-    /// Sets the number of tokens evaluated together. Results do not depend on it.
+    /// Sets the number of tokens evaluated together. On the CPU results do not depend on it; on a GPU their last bits may.
     pub fn set_batch(&mut self, batch: usize) {
         self.batch = batch.max(1);
     }

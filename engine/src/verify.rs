@@ -202,9 +202,10 @@ impl Devices {
         Ok(match place {
             Place::Logits => nmse(&pass.hidden.logits, &other.logits),
             Place::Register { reg: Reg::X, .. } => nmse(&pass.hidden.x, &other.x),
-            Place::Register { reg, rows, width } => {
-                let n = pass.tokens.len() * rows;
-                nmse(&self.cpu.register(reg, n, width)?, &self.gpu.register(reg, n, width)?)
+            Place::Register { reg, of_pairs, width } => {
+                let per_token = if of_pairs { self.program.hparams.n_expert_used } else { 1 };
+                let n = pass.tokens.len() * per_token;
+                nmse(&self.cpu.register(reg, n, width, of_pairs)?, &self.gpu.register(reg, n, width, of_pairs)?)
             }
         })
     }
@@ -259,8 +260,8 @@ enum Place {
     Logits,
     Register {
         reg: Reg,
-        /// Rows per token.
-        rows: usize,
+        /// Rows are those of (token, expert) pairs, and not of tokens.
+        of_pairs: bool,
         /// Floats of a row.
         width: usize,
     },
@@ -278,8 +279,8 @@ impl Place {
 
 /// What a step writes. The cache cannot be looked at: a wrong one shows in the attention over it.
 fn places(step: &Step, program: &Program) -> Vec<Place> {
-    let hidden = |rows: usize, width: usize| Place::Register { reg: Reg::F, rows, width };
-    let whole = |reg: Reg| Place::Register { reg, rows: 1, width: program.registers.width(reg) };
+    let hidden = |of_pairs: bool, width: usize| Place::Register { reg: Reg::F, of_pairs, width };
+    let whole = |reg: Reg| Place::Register { reg, of_pairs: false, width: program.registers.width(reg) };
     match step {
         Step::Embed { .. } => vec![whole(Reg::X)],
         Step::Norm { output, .. } | Step::Linear { output, .. } | Step::ExpertDown { output, .. } => {
@@ -289,10 +290,10 @@ fn places(step: &Step, program: &Program) -> Vec<Place> {
         Step::HeadNorm { .. } | Step::Rope { .. } => vec![whole(Reg::Q), whole(Reg::K)],
         Step::StoreKv { .. } => vec![],
         Step::Attend { .. } => vec![whole(Reg::A)],
-        Step::Glu { gate, .. } => vec![hidden(1, program.weight(gate.weight).n_out)],
+        Step::Glu { gate, .. } => vec![hidden(false, program.weight(gate.weight).n_out)],
         Step::Route { .. } => vec![whole(Reg::R)],
-        Step::ExpertGlu { gate, .. } => vec![hidden(program.hparams.n_expert_used, program.weight(*gate).n_out)],
-        Step::SigmoidGate { n_ff, .. } => vec![hidden(1, *n_ff)],
+        Step::ExpertGlu { gate, .. } => vec![hidden(true, program.weight(*gate).n_out)],
+        Step::SigmoidGate { n_ff, .. } => vec![hidden(false, *n_ff)],
         Step::Logits { .. } => vec![Place::Logits],
     }
 }

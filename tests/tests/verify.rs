@@ -64,17 +64,35 @@ fn only_what_the_gpu_would_run_is_compared() {
 }
 
 #[test]
-fn the_whole_model_need_not_fit() {
+fn the_whole_model_need_not_fit_but_a_block_must() {
     let Some(gguf) = fixture("llama") else { return };
     let mut options = options(Precision::Exact, GpuLayers::Auto);
     options.wanted.vram_budget = Some(1);
-    let mut n = 0;
-    let mut report = |_: &BlockError| {
-        n += 1;
-        Ok(())
+    let tokens = tokens(&gguf);
+    let refused = verify(&gguf, &options, &tokens, limit(Precision::Exact), &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(refused, Error::Placement(_)) && refused.to_string().contains("embed alone"), "{refused}");
+    let n_blocks = Program::from_gguf(&gguf).unwrap().blocks.len();
+    // The least that is enough.
+    let mut budget = 1 << 10;
+    let compared = loop {
+        options.wanted.vram_budget = Some(budget);
+        let mut n = 0;
+        let mut report = |_: &BlockError| {
+            n += 1;
+            Ok(())
+        };
+        match verify(&gguf, &options, &tokens, limit(Precision::Exact), &mut report) {
+            Ok(diverged) => {
+                assert_eq!(diverged, None);
+                break n;
+            }
+            Err(error) => assert!(matches!(error, Error::Placement(_)), "{error}"),
+        }
+        budget += budget / 8;
     };
-    assert_eq!(verify(&gguf, &options, &tokens(&gguf), limit(Precision::Exact), &mut report).unwrap(), None);
-    assert_eq!(n, Program::from_gguf(&gguf).unwrap().blocks.len());
+    assert_eq!(compared, n_blocks);
+    let first = Setup::new(&gguf, &options).unwrap().fitting(&gguf, 0).unwrap();
+    assert!(first.len() < n_blocks, "all {n_blocks} blocks fit in {budget} bytes");
 }
 
 #[test]
@@ -95,6 +113,19 @@ fn planted(gguf: &Arc<Gguf>, edit: fn(&str, String) -> String) -> Divergence {
     let mut setup = Setup::new(gguf, &options(Precision::Exact, GpuLayers::Auto)).unwrap();
     setup.gpu.edit_kernel = Some(edit);
     verify_with(gguf, &setup, &tokens(gguf), limit(Precision::Exact), &mut |_| Ok(())).unwrap().unwrap()
+}
+
+/// Between the steps of experts, rows are those of (token, expert) pairs.
+#[test]
+fn wrong_experts_are_named() {
+    for name in ["llama-moe", "qwen2moe"] {
+        let Some(gguf) = fixture(name) else { return };
+        let found = planted(&gguf, |file, source| match file {
+            "combine.wgsl" => replace(&source, "y[at] = sum", "y[at] = 1.01 * sum"),
+            _ => source,
+        });
+        assert_eq!(found.step.map(|s| s.1), Some("expert down"), "{name}: {found:?}");
+    }
 }
 
 /// Replaces a text that must be there.

@@ -28,7 +28,9 @@ pub(crate) struct PlanArgs {
 /// Plans and shows.
 pub(crate) fn run(args: &PlanArgs, ui: &Ui, interrupt: &Interrupt) -> anyhow::Result<()> {
     let gguf = open::open(&args.model, ui, interrupt)?;
-    let plan = placement::with_speeds(Measure::Always, ui, |speeds| Plan::new(&gguf, &args.load.options(), speeds));
+    let options = args.load.options();
+    let plan =
+        interrupt.leaving(|| placement::with_speeds(Measure::Always, ui, |speeds| Plan::new(&gguf, &options, speeds)));
     let plan = open::of_file(plan, &gguf)?;
     placement::warn(&plan, ui);
     let text = if args.json { format!("{:#}\n", as_json(&plan)) } else { as_text(&plan) };

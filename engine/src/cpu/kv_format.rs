@@ -212,9 +212,11 @@ impl<E: Element> KvFormat for E {
     }
 }
 
-/// Scale and rounded quants of up to 32 elements, |q| at most `max`; the scale is rounded to f16 first.
+/// Scale and rounded quants of up to 32 elements, |q| at most `max`; the scale is rounded to f16 first. Of elements that are
+/// no numbers it is none: they must reach the logits and be seen there.
 fn quantize(x: &[f32], max: f32) -> (half::f16, [i8; GROUP]) {
-    let absmax = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    // Bits order as magnitudes do, with infinity and then NaN above them.
+    let absmax = f32::from_bits(x.iter().fold(0, |m, x| m.max(x.abs().to_bits())));
     let d = half::f16::from_f32(absmax / max);
     let inverse = if d.to_f32() > 0.0 { 1.0 / d.to_f32() } else { 0.0 };
     let q = std::array::from_fn(|i| x.get(i).map_or(0.0, |x| (x * inverse).round_ties_even().clamp(-max, max)) as i8);

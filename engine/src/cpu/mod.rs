@@ -252,7 +252,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>> {
+    fn register(&mut self, reg: Reg, rows: usize, width: usize, _: bool) -> Result<Vec<f32>> {
         Ok(self.scratch.register(reg)[..rows * width].to_vec())
     }
 }

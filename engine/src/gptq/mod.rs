@@ -265,7 +265,7 @@ impl Walk<'_> {
         let (input, outer) = (stage.input, self.outer);
         let mut hessian = Hessian::new(n)?;
         self.inputs(block, stage, |backend, tokens| {
-            hessian.add(&backend.register(input, tokens, n)?, outer);
+            hessian.add(&backend.register(input, tokens, n, false)?, outer);
             Ok(())
         })?;
         check_finite(&hessian, &jobs[0].0)?;
@@ -294,9 +294,9 @@ impl Walk<'_> {
             self.total += if first > 0 { self.windows.len() } else { 0 };
             let mut hessians = group.clone().map(|_| Hessian::new(n)).collect::<Result<Vec<_>>>()?;
             self.inputs(block, stage, |backend, tokens| {
-                let routes = backend.register(Reg::R, tokens, n_expert)?;
+                let routes = backend.register(Reg::R, tokens, n_expert, false)?;
                 let rows = if input == Reg::F { tokens * n_used } else { tokens };
-                let x = backend.register(input, rows, n)?;
+                let x = backend.register(input, rows, n, input == Reg::F)?;
                 for (hessian, expert) in hessians.iter_mut().zip(group.clone()) {
                     let chosen = chosen(&routes, n_expert, n_used, expert);
                     let row =

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tandem_loader::quant::Decode;
-use tandem_models::{BlockKind, Reg, Step};
+use tandem_models::{Block, BlockKind, Program, Reg, Step, WeightId, WeightRole};
 use tandem_shaders::BestStep;
 
 use super::GpuBackend;
-use super::layout::{Buf, rows_of, stride};
+use super::layout::{Buf, pair_rows, rows_of, stride};
 use super::op::Pass;
 use crate::backend::{Batch, Hidden};
 use crate::cpu::ops::rope_angles;
@@ -177,8 +177,9 @@ impl GpuBackend {
     }
 
     /// What the last run left in a register: the first `n` rows of `width` floats.
-    pub(super) fn read_register(&self, reg: Reg, n: usize, width: usize) -> Result<Vec<f32>> {
+    pub(super) fn read_register(&self, reg: Reg, n: usize, width: usize, of_pairs: bool) -> Result<Vec<f32>> {
         let rows = rows_of(&self.program, reg);
+        let rows = if of_pairs { pair_rows(&self.program, rows.buf, width) } else { rows };
         let Some(buffer) = self.buffers.bufs.get(&rows.buf) else { return Ok(vec![0.0; n * width]) };
         let all = self.gpu.read(buffer, 4 * n * rows.stride)?;
         let all = bytemuck::cast_slice::<u8, f32>(&all);
@@ -186,18 +187,43 @@ impl GpuBackend {
         Ok(all.chunks_exact(rows.stride).take(n).flat_map(row).collect())
     }
 
-    /// Records the blocks of each pass and submits them as one, waits for them, and maps the output.
+    /// The blocks of each pass in order, cut where they become too much work for one submission.
+    pub(super) fn parts<'a>(&self, passes: &'a [(Range<usize>, Pass)]) -> Vec<Vec<(usize, &'a Pass)>> {
+        let (mut parts, mut work) = (vec![Vec::new()], 0);
+        for (blocks, pass) in passes {
+            for block in blocks.clone() {
+                let of_block = work_of(&self.program, &self.program.blocks[block], pass);
+                if work > 0 && work + of_block > self.options.max_work {
+                    parts.push(Vec::new());
+                    work = 0;
+                }
+                work += of_block;
+                if let Some(part) = parts.last_mut() {
+                    part.push((block, pass));
+                }
+            }
+        }
+        parts
+    }
+
+    /// Records the blocks of each pass and submits them, as one where they are not much work; waits for them, and maps the
+    /// output.
     fn submit(&mut self, passes: &[(Range<usize>, Pass)], output: Output) -> Result<()> {
         let start = Instant::now();
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        if !passes.is_empty() {
+        let parts = self.parts(passes);
+        let mut encoder = self.encoder();
+        for (i, part) in parts.iter().enumerate() {
+            if i > 0 {
+                let whole = std::mem::replace(&mut encoder, self.encoder());
+                self.gpu.queue.submit([whole.finish()]);
+            }
             let mut recorder = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (blocks, pass) in passes {
-                for op in blocks.clone().filter_map(|b| self.ops[b].as_ref()).flatten() {
+            for (block, pass) in part {
+                for op in self.ops[*block].iter().flatten() {
                     op.record(&mut recorder, pass);
                 }
             }
-            if let (Output::Best(k), Some(best)) = (output, &self.best) {
+            if let (Output::Best(k), Some(best), true) = (output, &self.best, i + 1 == parts.len()) {
                 best.record(&mut recorder, k);
             }
         }
@@ -221,6 +247,10 @@ impl GpuBackend {
             return Err(self.gpu.failed("the results could not be mapped".into()).into());
         }
         Ok(())
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Lets `take` read the mapped output, and unmaps it.
@@ -268,4 +298,21 @@ impl GpuBackend {
         }
         Ok(found == Some(true))
     }
+}
+
+/// Multiply-adds of a block in a pass, about.
+fn work_of(program: &Program, block: &Block, pass: &Pass) -> u64 {
+    let of_weight = |id: &WeightId| {
+        let weight = program.weight(*id);
+        match weight.role {
+            WeightRole::Matrix => weight.n_elements(),
+            WeightRole::Experts { n_expert } => weight.n_elements() / n_expert * program.hparams.n_expert_used,
+            WeightRole::Table | WeightRole::Vector => 0,
+        }
+    };
+    let products: usize = block.weights.iter().map(of_weight).sum();
+    let attends = block.steps.iter().any(|step| matches!(step, Step::Attend { .. }));
+    // Keys and values.
+    let attention = if attends { 2 * program.registers.n_q * (pass.start + pass.rows.end) } else { 0 };
+    (pass.rows.len() as u64).saturating_mul((products + attention) as u64)
 }

@@ -1,4 +1,5 @@
-//! The GPU backend: WGSL kernels through wgpu, one command encoder and one submit per forward pass.
+//! The GPU backend: WGSL kernels through wgpu, one command encoder and one submit per forward pass, or a few where a batch is
+//! much work.
 
 mod buffers;
 mod compile;
@@ -40,6 +41,10 @@ pub use error::GpuError;
 /// Most tokens evaluated together on the GPU, unless the options say otherwise. Larger batches are cut up.
 pub const DEFAULT_MAX_BATCH: usize = 512;
 
+/// Most multiply-adds handed over at once: a quarter of a second of a slow integrated GPU. Systems take a GPU for dead that
+/// has been at one submission for 2 seconds or some (Windows' `TdrDelay`).
+const MAX_WORK: u64 = 50_000_000_000;
+
 /// How the GPU backend is set up.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
@@ -61,6 +66,8 @@ pub struct GpuOptions {
     pub subgroups: Option<bool>,
     /// Whether to use cooperative matrices; where the adapter offers them by default. Tests run kernels that only pretend to.
     pub cooperative: Option<bool>,
+    /// Most multiply-adds of one submission: tests cut small batches up with it.
+    pub max_work: u64,
     /// Changes a kernel's source before it is compiled, given its file's name: how tests plant a wrong one.
     #[doc(hidden)]
     pub edit_kernel: Option<fn(&str, String) -> String>,
@@ -78,6 +85,7 @@ impl Default for GpuOptions {
             binding_limit: None,
             subgroups: None,
             cooperative: None,
+            max_work: MAX_WORK,
             edit_kernel: None,
         }
     }
@@ -252,7 +260,7 @@ impl Backend for GpuBackend {
         self.host_time
     }
 
-    fn register(&mut self, reg: Reg, rows: usize, width: usize) -> Result<Vec<f32>> {
-        self.read_register(reg, rows, width)
+    fn register(&mut self, reg: Reg, rows: usize, width: usize, of_pairs: bool) -> Result<Vec<f32>> {
+        self.read_register(reg, rows, width, of_pairs)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tandem_loader::Gguf;
 use tandem_models::Program;
 
+use super::bytes::Bytes;
 use super::ledger::Needs;
 use super::probe::Probe;
 use crate::backend::Backend;
@@ -140,6 +141,8 @@ pub(super) enum Refusal {
     Device,
     /// It has too little memory left.
     Memory,
+    /// It failed at what this model needs of it.
+    Failure,
     /// Nothing: it is about something else.
     None,
 }
@@ -152,8 +155,8 @@ pub(super) fn refusal(error: &Error) -> Refusal {
     match error {
         GpuError::NoAdapter | GpuError::Unusable { .. } | GpuError::Open { .. } => Refusal::Device,
         GpuError::OutOfMemory { .. } => Refusal::Memory,
-        GpuError::NoSuchAdapter { .. } | GpuError::Lost { .. } => Refusal::None,
-        GpuError::Failed { .. } | GpuError::Unsupported { .. } => Refusal::None,
+        GpuError::Lost { .. } | GpuError::Failed { .. } | GpuError::Unsupported { .. } => Refusal::Failure,
+        GpuError::NoSuchAdapter { .. } => Refusal::None,
     }
 }
 
@@ -174,15 +177,30 @@ pub(crate) fn failure(_: &Error) -> Option<String> {
 }
 
 /// Loads a program for timing, with another context than the model's.
+///
+/// # Errors
+/// More than `budget` bytes; those of the backend.
 #[cfg(feature = "gpu")]
-pub(super) fn load_probe(probe: &Probe, options: &GpuOptions, n_ctx: usize) -> Result<Box<dyn Backend>> {
+pub(super) fn load_probe(
+    probe: &Probe,
+    options: &GpuOptions,
+    n_ctx: usize,
+    budget: Option<u64>,
+) -> Result<Box<dyn Backend>> {
     let options = GpuOptions { n_ctx, max_batch: crate::session::DEFAULT_BATCH, ..options.clone() };
     let whole = 0..probe.program.blocks.len();
+    let taken = required(&probe.gguf, &probe.program, std::slice::from_ref(&whole), &options)?.total();
+    if let Some(budget) = budget.filter(|budget| taken > *budget) {
+        let (taken, budget) = (Bytes(taken), Bytes(budget));
+        return Err(Error::Placement(format!(
+            "that takes {taken} of its memory, more than the {budget} allowed (--vram-budget); -ngl N places without measuring"
+        )));
+    }
     load(&probe.gguf, &probe.program, &[whole], &options, &mut |_| ())
 }
 
 #[cfg(not(feature = "gpu"))]
-pub(super) fn load_probe(_: &Probe, _: &GpuOptions, _: usize) -> Result<Box<dyn Backend>> {
+pub(super) fn load_probe(_: &Probe, _: &GpuOptions, _: usize, _: Option<u64>) -> Result<Box<dyn Backend>> {
     Err(Error::Placement(NO_ADAPTER.to_owned()))
 }
 

@@ -133,8 +133,9 @@ impl Plan {
                 wanted.vram_budget = Some(taken / 4 * 3);
                 format!("{error}: trying with {}", Bytes(taken / 4 * 3))
             }
+            Refusal::Failure if wanted.layers != GpuLayers::Auto => return Err(error),
             Refusal::Memory => return Err(error),
-            Refusal::Device => {
+            Refusal::Device | Refusal::Failure => {
                 wanted.layers = GpuLayers::Count(0);
                 wanted.rules = Rules::default();
                 format!("{error}: everything runs on the CPU")
@@ -492,7 +493,7 @@ impl<'a> Planner<'a> {
                 let cpu = CpuBackend::load(&probe.gguf, &probe.program, &[whole], options, &mut |_| ())?;
                 Ok(Box::new(cpu))
             }
-            Device::Gpu => adapter::load_probe(probe, &self.gpu, measure::N_CTX),
+            Device::Gpu => adapter::load_probe(probe, &self.gpu, measure::N_CTX, self.budget),
         }
     }
 }

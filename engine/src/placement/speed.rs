@@ -30,9 +30,11 @@ pub struct DeviceSpeed {
 impl DeviceSpeed {
     /// Whether these can be figures of a device at all: what was kept in a file may be anything.
     pub fn is_plausible(&self) -> bool {
+        // Bytes per second that no device of the time reads.
+        const TOO_FAST: f64 = 1e15;
         let times = [self.visit, self.step, self.product, self.transfer];
         times.iter().all(|time| time.is_finite() && *time >= 0.0)
-            && self.rates.values().all(|rate| rate.is_finite() && *rate > 0.0)
+            && self.rates.values().all(|rate| *rate > 0.0 && *rate < TOO_FAST)
     }
 }
 

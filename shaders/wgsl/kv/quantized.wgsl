@@ -49,13 +49,18 @@ fn value(head: u32, position: u32, j: u32) -> vec4<f32> {
 }
 
 #if STORE
-// The scale of group `g`, as it is rounded to f16.
-fn group_scale(g: u32) -> f32 {
-    var absmax = 0.0;
+const NOT_FINITE = 0x7f800000u;
+const F16_NAN = 0x7e00u;
+
+// The bits of the scale of group `g`, an f16. Bits order as magnitudes do, with infinity and then NaN above them: broken
+// numbers must reach the logits and be seen there.
+fn group_scale(g: u32) -> u32 {
+    var peak = 0u;
     for (var i = 0u; i < 32u; i++) {
-        absmax = max(absmax, abs(elements[32u * g + i]));
+        peak = max(peak, bitcast<u32>(elements[32u * g + i]) & 0x7fffffffu);
     }
-    return unpack2x16float(pack2x16float(vec2(absmax / LARGEST, 0.0))).x;
+    let d = pack2x16float(vec2(bitcast<f32>(peak) / LARGEST, 0.0));
+    return select(d, F16_NAN, peak >= NOT_FINITE);
 }
 
 // Four quants of group `g`, as signed numbers.
@@ -68,14 +73,15 @@ fn quants(at: u32, inverse: f32) -> vec4<i32> {
 // share a word of scales.
 fn store(head: u32, position: u32, is_key: bool, lane: u32) {
     for (var s = lane; s < SCALES; s += THREADS) {
-        var scales = vec2(0.0);
+        var both = 0u;
         for (var half = 0u; half < 2u; half++) {
             let g = 2u * s + half;
             if g >= GROUPS {
                 break;
             }
-            let d = group_scale(g);
-            scales[half] = d;
+            let bits = group_scale(g);
+            both |= bits << (16u * half);
+            let d = unpack2x16float(bits).x;
             let inverse = select(0.0, 1.0 / d, d > 0.0);
             for (var w = 0u; w < WORDS; w++) {
                 let word = pack_word(g, w, inverse);
@@ -86,7 +92,6 @@ fn store(head: u32, position: u32, is_key: bool, lane: u32) {
                 }
             }
         }
-        let both = pack2x16float(scales);
         if is_key {
             keys[tiled(scales_start(head), position, SCALES, s)] = both;
         } else {

@@ -128,6 +128,21 @@ fn limit(level: IsaLevel, kv_type: KvType) -> f64 {
     }
 }
 
+/// Numbers that are none reach the results, whatever the cache holds them in.
+#[test]
+fn broken_numbers_are_not_lost() {
+    for kv_type in KvType::ALL {
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut case = Case::new(64, 40, 3);
+            case.values[7][40] = broken;
+            for level in IsaLevel::ALL.into_iter().filter(|l| l.is_available()) {
+                let got = case.attend((level.kernels().attend)(kv_type), kv_type, 3);
+                assert!(got.iter().all(|row| !row[40].is_finite()), "{} {} {broken}", level.name(), kv_type.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_instruction_set_and_cache_type_attends() {
     for (head_dim, n_ctx, n_queries) in

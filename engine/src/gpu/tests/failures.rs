@@ -39,7 +39,7 @@ fn stays(bench: &mut Bench, x: &[f32], error: &GpuError) {
     for enough in [Some(4), None, Some(257), Some(4)] {
         assert_eq!(run(bench, x, enough).err().as_ref(), Some(error));
     }
-    assert!(bench.gpu.register(Reg::X, 1, 64).is_err());
+    assert!(bench.gpu.register(Reg::X, 1, 64, false).is_err());
 }
 
 #[test]

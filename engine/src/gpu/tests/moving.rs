@@ -150,7 +150,7 @@ impl Backend for Failing {
         self.inner.memory()
     }
 
-    fn register(&mut self, _: Reg, _: usize, _: usize) -> Result<Vec<f32>> {
+    fn register(&mut self, _: Reg, _: usize, _: usize, _: bool) -> Result<Vec<f32>> {
         Err((self.error)())
     }
 }
