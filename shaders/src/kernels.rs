@@ -258,11 +258,15 @@ pub enum Kernel {
         rows: u32,
         /// Workgroups share out the positions.
         shares: bool,
+        /// Results are also written as int8, which is for merging to do where there are shares. Heads are whole groups of 32.
+        quantize: bool,
     },
     /// Merging of shares.
     Merge {
         /// Sizes.
         shape: HeadShape,
+        /// Results are also written as int8. Heads are whole groups of 32.
+        quantize: bool,
     },
     /// Finding the most likely tokens, in four steps.
     Best(BestStep),
@@ -398,8 +402,16 @@ impl Kernel {
                 list.extend(store.map(|_| [(4, false), (5, false)]).into_iter().flatten());
                 bindings(&list)
             }
-            Kernel::Attend { .. } => bindings(&[(0, true), (1, true), (2, true), (3, false)]),
-            Kernel::Merge { .. } => bindings(&[(0, true), (1, false)]),
+            Kernel::Attend { quantize, .. } => {
+                let mut list = vec![(0, true), (1, true), (2, true), (4, false)];
+                list.extend(quantize.then_some((3, false)));
+                bindings(&list)
+            }
+            Kernel::Merge { quantize, .. } => {
+                let mut list = vec![(0, true), (1, false)];
+                list.extend(quantize.then_some((3, false)));
+                bindings(&list)
+            }
             Kernel::Best(BestStep::Slices | BestStep::Threshold) => bindings(&[(0, true), (1, false)]),
             Kernel::Best(BestStep::Collect) => bindings(&[(0, true), (1, false), (2, false)]),
             Kernel::Best(BestStep::Sort) => bindings(&[(0, true), (1, true), (2, false)]),
@@ -443,14 +455,20 @@ impl Kernel {
                 settings.flag("STORE", store.is_some());
                 settings.include("kv.wgsl", store.unwrap_or(Cache::F32).snippet());
             }
-            Kernel::Attend { shape, cache, rows, shares } => {
+            Kernel::Attend { shape, cache, rows, shares, quantize } => {
                 settings.shape(*shape);
                 settings.number("ROWS", *rows);
                 settings.flag("SHARES", *shares);
+                settings.flag("QUANTIZE", *quantize);
+                settings.flag("TWICE", false);
                 settings.flag("STORE", false);
                 settings.include("kv.wgsl", cache.snippet());
             }
-            Kernel::Merge { shape } => settings.shape(*shape),
+            Kernel::Merge { shape, quantize } => {
+                settings.shape(*shape);
+                settings.flag("QUANTIZE", *quantize);
+                settings.flag("TWICE", false);
+            }
             Kernel::Route { n_expert } | Kernel::Group { n_expert } => settings.number("EXPERTS", *n_expert),
             Kernel::Combine | Kernel::SigmoidGate | Kernel::Best(_) => {}
             Kernel::MatVec { operands, threads: _, cols, subgroups, experts } => {

@@ -5,7 +5,9 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
-use tandem_shaders::{Acts, BestStep, Cache, Decode, FORMATS, HeadShape, Kernel, Operands, Pairing, SOURCES, params};
+use tandem_shaders::{
+    Acts, BestStep, Cache, Decode, FORMATS, GROUP, HeadShape, Kernel, Operands, Pairing, SOURCES, params,
+};
 
 /// What wgpu asks naga to check for a device with the features that the backend asks for, as far as a kernel is told that it
 /// has them.
@@ -49,10 +51,15 @@ fn variants() -> Vec<Kernel> {
         all.extend(bools.map(|gelu| Kernel::Glu { gelu, quantize }));
     }
     for shape in shapes() {
-        all.push(Kernel::Merge { shape });
+        let whole = shape.head_dim.is_multiple_of(GROUP as u32);
+        let quantized = bools.into_iter().filter(|quantize| whole || !quantize);
+        all.extend(quantized.clone().map(|quantize| Kernel::Merge { shape, quantize }));
         for cache in Cache::ALL {
-            let rows = (0..5).map(|log| 1 << log).filter(|rows| *rows <= shape.max_rows());
-            all.extend(rows.flat_map(|rows| bools.map(|shares| Kernel::Attend { shape, cache, rows, shares })));
+            for rows in (0..5).map(|log| 1 << log).filter(|rows| *rows <= shape.max_rows()) {
+                let direct = quantized.clone();
+                all.extend(direct.map(|quantize| Kernel::Attend { shape, cache, rows, shares: false, quantize }));
+                all.push(Kernel::Attend { shape, cache, rows, shares: true, quantize: false });
+            }
         }
         for norm in bools {
             for rope in [None, Some(Pairing::Normal), Some(Pairing::NeoX)] {

@@ -5,7 +5,7 @@
 // queries, and runs through the positions.
 //
 // The queries of a KV head are its GROUP heads of each token, token by token. With SHARES a workgroup sees only a share of
-// the positions, and leaves its running state for `merge.wgsl`.
+// the positions, and leaves its running state for `merge.wgsl`. With QUANTIZE results are also written as int8.
 //
 // Dispatch: x numbers the tiles of ROWS queries, y the KV heads, z the shares.
 
@@ -34,9 +34,12 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;
 #if SHARES
 // Of each query and share: the mix, not yet divided by the sum; then a vector of maximum and sum.
-@group(0) @binding(3) var<storage, read_write> partial: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> partial: array<vec4<f32>>;
 #else
-@group(0) @binding(3) var<storage, read_write> attended: array<f32>;
+@group(0) @binding(4) var<storage, read_write> attended: array<f32>;
+#endif
+#if QUANTIZE
+#include "quantize_quad.wgsl"
 #endif
 
 #include "kv.wgsl"
@@ -52,7 +55,7 @@ const LOWEST = -3.0e38;
 var<workgroup> queries: array<vec4<f32>, ROWS * QUADS>;
 // Scores, then weights.
 var<workgroup> scores: array<f32, ROWS * THREADS>;
-var<workgroup> peaks: array<f32, THREADS>;
+var<workgroup> highest_of: array<f32, THREADS>;
 var<workgroup> maxima: array<f32, ROWS>;
 // What earlier weights are multiplied with after a new maximum.
 var<workgroup> corrections: array<f32, ROWS>;
@@ -131,12 +134,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = lane % PER_ROW; i < THREADS; i += PER_ROW) {
             peak = max(peak, scores[lane / PER_ROW * THREADS + i]);
         }
-        peaks[lane] = peak;
+        highest_of[lane] = peak;
         workgroupBarrier();
         if lane < ROWS {
             var highest = maxima[lane];
             for (var i = 0u; i < PER_ROW; i++) {
-                highest = max(highest, peaks[lane * PER_ROW + i]);
+                highest = max(highest, highest_of[lane * PER_ROW + i]);
             }
             corrections[lane] = exp(maxima[lane] - highest);
             maxima[lane] = highest;
@@ -173,23 +176,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     for (var i = 0u; i < MINE; i++) {
         let r = side + i * SIDE;
         let query = first + r;
-        if side >= SIDE || r >= ROWS || query > last {
-            continue;
-        }
+        let exists = side < SIDE && r < ROWS && query <= last;
 #if SHARES
-        let at = ((kv_head * n_queries + query) * p.n_shares + id.z) * (QUADS + 1u);
-        partial[at + quad] = mix[i];
-        if quad == 0u {
-            partial[at + QUADS] = vec4(maxima[r], total[i], 0.0, 0.0);
+        if exists {
+            let at = ((kv_head * n_queries + query) * p.n_shares + id.z) * (QUADS + 1u);
+            partial[at + quad] = mix[i];
+            if quad == 0u {
+                partial[at + QUADS] = vec4(maxima[r], total[i], 0.0, 0.0);
+            }
         }
 #else
         let done = mix[i] / total[i];
-        let at = query / GROUP * p.a_stride + (kv_head * GROUP + query % GROUP) * HEAD_DIM + 4u * quad;
+        let row = query / GROUP;
+        let column = (kv_head * GROUP + query % GROUP) * HEAD_DIM + 4u * quad;
         for (var e = 0u; e < 4u; e++) {
-            if 4u * quad + e < HEAD_DIM {
-                attended[at + e] = done[e];
+            if exists && 4u * quad + e < HEAD_DIM {
+                attended[row * p.a_stride + column + e] = done[e];
             }
         }
+#if QUANTIZE
+        quantize_quad(done, (row * p.a_stride + column) / 32u, lane, exists);
+#endif
 #endif
     }
 }

@@ -1,4 +1,5 @@
-// Puts together what the workgroups of `attend.wgsl` made of their shares of the positions.
+// Puts together what the workgroups of `attend.wgsl` made of their shares of the positions. With QUANTIZE results are also
+// written as int8.
 //
 // Dispatch: x numbers the queries of a KV head, y the KV heads.
 
@@ -13,6 +14,9 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> partial: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> attended: array<f32>;
+#if QUANTIZE
+#include "quantize_quad.wgsl"
+#endif
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -24,13 +28,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     let head = id.y * GROUP + id.x % GROUP;
     let at = id.x / GROUP * p.a_stride + head * HEAD_DIM;
-    for (var quad = lane; quad < QUADS; quad += THREADS) {
+    // All threads go the same number of times: those beyond the last quad take part in quantizing.
+    for (var from_quad = 0u; from_quad < QUADS; from_quad += THREADS) {
+        let quad = from_quad + lane;
+        let exists = quad < QUADS;
         var mix = vec4(0.0);
         var total = 0.0;
         for (var s = 0u; s < p.n_shares; s++) {
             let state = partial[first + s * share + QUADS];
             let weight = exp(state.x - highest);
-            mix += weight * partial[first + s * share + quad];
+            mix += weight * partial[first + s * share + min(quad, QUADS - 1u)];
             total += weight * state.y;
         }
         let done = mix / total;
@@ -39,5 +46,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
                 attended[at + 4u * quad + e] = done[e];
             }
         }
+#if QUANTIZE
+        quantize_quad(done, (at + 4u * quad) / 32u, lane, exists);
+#endif
     }
 }

@@ -138,7 +138,8 @@ impl Plan {
             Refusal::Device | Refusal::Failure => {
                 wanted.layers = GpuLayers::Count(0);
                 wanted.rules = Rules::default();
-                format!("{error}: everything runs on the CPU")
+                let what = adapter::failure(&error).unwrap_or_else(|| error.to_string());
+                format!("{what}: everything runs on the CPU")
             }
         };
         let mut plan = Plan::new(gguf, &options, speeds)?;

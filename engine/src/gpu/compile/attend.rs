@@ -1,8 +1,8 @@
 //! Heads and attention.
 
-use tandem_models::{RopePairing, Step, Vector};
+use tandem_models::{Reg, RopePairing, Step, Vector};
 use tandem_shaders::params::{AttendParams, HeadsParams};
-use tandem_shaders::{Cache, Kernel, Pairing};
+use tandem_shaders::{Acts, Cache, GROUP, Kernel, Pairing};
 
 use super::super::kernels::Bound;
 use super::super::layout::{Buf, cache_tiles, stride};
@@ -117,30 +117,42 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    pub(super) fn attend(&mut self, layer: usize, scale: f32, window: Option<usize>) -> Result<Op> {
+    /// Attention of step `s`, its results also as int8 where a product reads them so.
+    pub(super) fn attend(
+        &mut self,
+        state: &mut State<'_>,
+        s: usize,
+        layer: usize,
+        scale: f32,
+        window: Option<usize>,
+    ) -> Result<()> {
         let shape = self.layout.shape;
+        let whole = (shape.head_dim as usize).is_multiple_of(GROUP);
+        let quantize = whole && self.acts_read(state, s, Reg::A) == Acts::Int8;
         let cache = cache(self.options.kv_type);
         let rows = [shape.group.next_power_of_two().min(shape.max_rows()), shape.max_rows()];
         let mut pipelines = Vec::new();
         for shares in [false, true] {
-            let mut pipeline = |rows| self.pipelines.get(Kernel::Attend { shape, cache, rows, shares });
+            let quantize = quantize && !shares;
+            let mut pipeline = |rows| self.pipelines.get(Kernel::Attend { shape, cache, rows, shares, quantize });
             pipelines.push([pipeline(rows[0])?, pipeline(rows[1])?]);
         }
         let pipelines = [pipelines[0].clone(), pipelines[1].clone()];
+        let acts: Vec<Bound<'_>> = quantize.then(|| Bound::whole(3, &self.buffers.acts)).into_iter().collect();
         let mut parts = Vec::new();
         for part in &self.buffers.caches[layer] {
-            let bind = |last: Bound<'_>, pipeline| {
-                let cache = [Bound::whole(1, &part.keys), Bound::whole(2, &part.values)];
-                self.pipelines.bind(pipeline, &[&[self.buffer(0, Buf::Qkv)][..], &cache, &[last]].concat())
+            let bind = |results: &[Bound<'_>], pipeline| {
+                let inputs = [self.buffer(0, Buf::Qkv), Bound::whole(1, &part.keys), Bound::whole(2, &part.values)];
+                self.pipelines.bind(pipeline, &[&inputs[..], results].concat())
             };
             parts.push(AttendPart {
-                direct: bind(self.buffer(3, Buf::A), &pipelines[0][0]),
-                shared: bind(Bound::whole(3, &self.buffers.partial), &pipelines[1][0]),
+                direct: bind(&[&[self.buffer(4, Buf::A)], &acts[..]].concat(), &pipelines[0][0]),
+                shared: bind(&[Bound::whole(4, &self.buffers.partial)], &pipelines[1][0]),
                 heads: part.heads.clone(),
             });
         }
-        let merge = [Bound::whole(0, &self.buffers.partial), self.buffer(1, Buf::A)];
-        let merge: Bind = self.bind(Kernel::Merge { shape }, &merge)?;
+        let merge = [&[Bound::whole(0, &self.buffers.partial), self.buffer(1, Buf::A)], &acts[..]].concat();
+        let merge: Bind = self.bind(Kernel::Merge { shape, quantize }, &merge)?;
         let params = AttendParams {
             q_stride: stride(self.program, Buf::Qkv) as u32,
             a_stride: stride(self.program, Buf::A) as u32,
@@ -149,6 +161,11 @@ impl Compiler<'_> {
             scale,
             ..AttendParams::default()
         };
-        Ok(Op::Attend(Box::new(Attend { shape, parts, pipelines, rows, merge, params })))
+        state.ops.push(Op::Attend(Box::new(Attend { shape, parts, pipelines, rows, merge, params })));
+        state.written(&[Reg::A]);
+        if quantize {
+            state.quantized = Some((Reg::A, Acts::Int8));
+        }
+        Ok(())
     }
 }

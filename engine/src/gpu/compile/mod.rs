@@ -1,7 +1,7 @@
 //! From the steps of a block to operations: pipelines chosen, buffers bound, neighbours fused.
 //!
-//! Fused are: the projections of a step, as far as their weights have the same type; a norm or gated unit and the
-//! quantization of its result; and the norm, the rotation and the storing of heads.
+//! Fused are: the projections of a step, as far as their weights have the same type; a norm, attention or a gated unit and
+//! the quantization of its result; and the norm, the rotation and the storing of heads.
 
 mod attend;
 mod experts;
@@ -154,10 +154,7 @@ impl<'a> Compiler<'a> {
             Step::SigmoidGate { weight, n_ff } => self.sigmoid_gate(state, *weight, *n_ff)?,
             Step::Norm { norm, input, output, add } => self.norm(state, s, norm, (*input, *output), *add)?,
             Step::Qkv { .. } => self.products(state, s, Reg::H, self.rows(Reg::Q), 0, 0.0)?,
-            Step::Attend { layer, scale, window } => {
-                let op = self.attend(*layer, *scale, *window)?;
-                state.ops.push(op);
-            }
+            Step::Attend { layer, scale, window } => self.attend(state, s, *layer, *scale, *window)?,
             Step::Linear { input, output, add, .. } => {
                 self.products(state, s, *input, self.rows(*output), if *add { ADD } else { 0 }, 0.0)?;
             }

@@ -102,6 +102,32 @@ fn attention_over_every_cache() {
     }
 }
 
+/// Results that a product reads as int8 are those of quantizing A by itself, with and without shares of the positions.
+#[test]
+fn attention_for_an_int8_product() {
+    if !has_device() {
+        return;
+    }
+    for (n_head, n_head_kv, head_dim) in [(4, 2, 32), (9, 3, 64), (2, 1, 256), (3, 3, 96)] {
+        let mut plan = Plan::new(64, 32, (n_head, n_head_kv, head_dim));
+        let linear = plan.linear(GgmlType::Q8_0, n_head * head_dim, 64, false);
+        let attend = Step::Attend { layer: 0, scale: 0.7, window: None };
+        let product = Step::Linear { linear, input: Reg::A, output: Reg::X, add: false };
+        plan.blocks.push(vec![Step::StoreKv { layer: 0 }, attend, product.clone()]);
+        // The same product, of the A that the block before it left.
+        plan.blocks.push(vec![product]);
+        let mut bench = plan.bench(GpuOptions { kv_type: KvType::F32, ..options(Precision::Fast) });
+        assert_eq!(bench.gpu.ops[0].as_ref().map(Vec::len), Some(3), "storing, attention, the product");
+        for n in [1, 3, 60, 1, 80, 1] {
+            let regs = bench.registers(n);
+            let (fused, _) = bench.on_gpu(0, &regs, n, 0..n);
+            let (apart, _) = bench.on_gpu(1, &fused.clone(), n, 0..n);
+            assert_eq!(fused[&Reg::X], apart[&Reg::X], "{n} tokens at {}, {n_head} heads of {head_dim}", bench.start);
+            bench.start += n;
+        }
+    }
+}
+
 /// Numbers that are none reach what is made of the cache, whatever it holds them in.
 #[test]
 fn broken_numbers_are_not_lost() {
