@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tandem_loader::Gguf;
 use tandem_models::Program;
 
+#[cfg(feature = "gpu")]
 use super::bytes::Bytes;
 use super::ledger::Needs;
 use super::probe::Probe;

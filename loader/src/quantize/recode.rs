@@ -226,8 +226,8 @@ fn mean_squares(ty: GgmlType, importance: bool) -> f32 {
     if importance || has_one_bit {
         // An importance says by itself what counts, and one bit cuts large weights off in any case.
         4.0
-    } else if ty == GgmlType::Q4_1 {
-        // It holds the ends of a block's range exactly, if it is asked to.
+    } else if [GgmlType::Q4_1, GgmlType::IQ2_S].contains(&ty) {
+        // Q4_1 holds the ends of a block's range exactly, if it is asked to.
         0.25
     } else {
         1.0
