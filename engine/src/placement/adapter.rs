@@ -194,7 +194,7 @@ pub(super) fn load_probe(
     if let Some(budget) = budget.filter(|budget| taken > *budget) {
         let (taken, budget) = (Bytes(taken), Bytes(budget));
         return Err(Error::Placement(format!(
-            "that takes {taken} of its memory, more than the {budget} allowed (--vram-budget); -ngl N places without measuring"
+            "measuring it takes {taken} of its memory, more than the {budget} allowed (--vram-budget)"
         )));
     }
     load(&probe.gguf, &probe.program, &[whole], &options, &mut |_| ())

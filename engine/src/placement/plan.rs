@@ -169,7 +169,13 @@ impl Plan {
         let mut notes = Vec::new();
         let (placement, ledger) = planner.choose(speeds, &mut notes)?;
         if speeds.measure == Measure::Always {
-            placement.devices_in_use().into_iter().try_for_each(|device| planner.measure(device, speeds))?;
+            let mut devices = placement.devices_in_use().into_iter();
+            if let Err(error) = devices.try_for_each(|device| planner.measure(device, speeds)) {
+                planner.surprise(
+                    &mut notes,
+                    format!("no speed is predicted, for the devices could not be measured: {error}"),
+                )?;
+            }
         }
         notes.extend(beyond_memory(&ledger));
         let prediction = planner.predict(&placement, speeds);
@@ -409,7 +415,9 @@ impl<'a> Planner<'a> {
             return self.choose_as_asked(0, notes);
         }
         if let Err(error) = self.measure(Device::Gpu, speeds).and_then(|()| self.measure(Device::Cpu, speeds)) {
-            let what = format!("the devices could not be measured, so nothing is placed on the GPU: {error}");
+            let what = format!(
+                "the devices could not be measured, so nothing is placed on the GPU: {error}; -ngl N needs no measuring"
+            );
             self.surprise(notes, what)?;
             return self.choose_as_asked(0, notes);
         }
