@@ -58,7 +58,8 @@ impl StopReason {
 pub struct Timings {
     /// Evaluating the prompt.
     pub prompt: Duration,
-    /// Tokens of the prompt evaluated in that time (those in the cache already are not among them).
+    /// Tokens of the prompt evaluated in that time (those in the cache already are not among them, unless a GPU failed and
+    /// its part of the cache was made again).
     pub n_prompt_evaluated: usize,
     /// Sampling and evaluating the answer.
     pub generation: Duration,
@@ -146,11 +147,11 @@ pub fn generate(
     prompt.iter().for_each(|token| sampler.accept(*token));
 
     session.truncate(n_reused);
+    let before = session.n_evaluated();
     let start = Instant::now();
     let first = next_token(session, sampler, &prompt[n_reused..])?;
     answer.timings.prompt = start.elapsed();
-    // Fewer than were reused where it stopped while the cache of a GPU that failed was made again.
-    answer.timings.n_prompt_evaluated = session.tokens().len().saturating_sub(n_reused);
+    answer.timings.n_prompt_evaluated = session.n_evaluated() - before;
     let Some(first) = first else {
         answer.stop_reason = StopReason::Interrupted;
         return Ok(answer);

@@ -36,6 +36,8 @@ pub enum Next<'a> {
 pub struct Session {
     model: Model,
     tokens: Vec<u32>,
+    /// Counts tokens as often as they are evaluated.
+    n_evaluated: usize,
     hidden: Hidden,
     batch: usize,
     interrupt: Arc<AtomicBool>,
@@ -51,6 +53,7 @@ impl Session {
         Session {
             model,
             tokens: Vec::new(),
+            n_evaluated: 0,
             hidden: Hidden::default(),
             batch: DEFAULT_BATCH,
             interrupt: Arc::default(),
@@ -66,6 +69,12 @@ impl Session {
     /// The tokens evaluated so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// How many tokens this session has evaluated, forgotten ones too, and those twice that were evaluated again because a
+    /// GPU failed.
+    pub(crate) fn n_evaluated(&self) -> usize {
+        self.n_evaluated
     }
 
     /// Sets the number of tokens evaluated together. On the CPU results do not depend on it; on a GPU their last bits may.
@@ -185,6 +194,7 @@ impl Session {
             self.model.forward(&batch, &mut self.hidden)?;
         }
         self.tokens.extend_from_slice(tokens);
+        self.n_evaluated += tokens.len();
         Ok(())
     }
 

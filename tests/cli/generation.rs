@@ -44,6 +44,16 @@ fn prompts_come_from_three_places() {
     assert!(given.ends_with('\n'));
 }
 
+/// To look through the whole message for each of them would take minutes.
+#[test]
+fn a_message_full_of_special_tokens_takes_no_time_to_speak_of() {
+    let start = std::time::Instant::now();
+    let message = "<|im_end|>x".repeat(200_000);
+    let stderr = tandem_with(&["run", "-m", tiny::model(), "-n", "1"], message.as_bytes()).fails(1);
+    assert!(stderr.contains("the context is full"), "{stderr}");
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
 #[test]
 fn typed_special_tokens_are_text() {
     let n_prompt = |args: &[&str]| run(&[&["-n", "0"], args].concat())["timings"]["n_prompt"].as_u64().unwrap();

@@ -189,17 +189,17 @@ impl GpuBackend {
 
     /// The blocks of each pass in order, cut where they become too much work for one submission.
     pub(super) fn parts<'a>(&self, passes: &'a [(Range<usize>, Pass)]) -> Vec<Vec<(usize, &'a Pass)>> {
-        let (mut parts, mut work) = (vec![Vec::new()], 0);
+        let (mut parts, mut work): (Vec<Vec<_>>, u64) = (Vec::new(), 0);
         for (blocks, pass) in passes {
             for block in blocks.clone() {
-                let of_block = work_of(&self.program, &self.program.blocks[block], pass);
-                if work > 0 && work + of_block > self.options.max_work {
-                    parts.push(Vec::new());
-                    work = 0;
-                }
-                work += of_block;
-                if let Some(part) = parts.last_mut() {
-                    part.push((block, pass));
+                let more = work_of(&self.program, &self.program.blocks[block], pass);
+                work = work.saturating_add(more);
+                match parts.last_mut() {
+                    Some(part) if work <= self.options.max_work => part.push((block, pass)),
+                    Some(_) | None => {
+                        parts.push(vec![(block, pass)]);
+                        work = more;
+                    }
                 }
             }
         }
@@ -314,5 +314,5 @@ fn work_of(program: &Program, block: &Block, pass: &Pass) -> u64 {
     let attends = block.steps.iter().any(|step| matches!(step, Step::Attend { .. }));
     // Keys and values.
     let attention = if attends { 2 * program.registers.n_q * (pass.start + pass.rows.end) } else { 0 };
-    (pass.rows.len() as u64).saturating_mul((products + attention) as u64)
+    (pass.rows.len() as u64).saturating_mul(products as u64 + attention as u64)
 }

@@ -273,9 +273,9 @@ impl Setup {
 fn beyond_memory(ledger: &Ledger) -> Option<String> {
     let needs = ledger.on(Device::Cpu);
     let memory = CpuInfo::new().memory.filter(|memory| needs.total() > *memory)?;
-    let largest = if needs.memory.kv_cache > needs.memory.weights { "a smaller -c" } else { "a smaller quantization" };
+    let smaller = if needs.memory.kv_cache > needs.memory.weights { "a smaller -c" } else { "a smaller quantization" };
     let (needs, memory) = (Bytes(needs.total()), Bytes(memory));
-    Some(format!("the CPU's part takes {needs}, and this machine has {memory} of memory: {largest} needs less"))
+    Some(format!("the CPU's part takes {needs}, and this machine has {memory} of memory: {smaller} needs less"))
 }
 
 /// Everything that a choice depends on.

@@ -5,9 +5,7 @@ use tandem_loader::GgmlType;
 use tandem_models::{Reg, Rope, RopePairing, Step};
 
 use super::super::GpuOptions;
-use super::super::op::Pass;
 use super::bench::{Bench, Plan, has_device, nmse, options};
-use crate::backend::{Backend, Batch, Hidden};
 use crate::model::{KvType, Precision};
 
 /// f32 sums of some hundred terms, with exponentials that may be off by some units in the last place.
@@ -67,6 +65,14 @@ fn rounded(kv_type: KvType, head: &[f32]) -> Vec<f32> {
     }
 }
 
+/// A block that stores and attends, with heads of this shape.
+fn attention(shape: (usize, usize, usize), kv_type: KvType) -> Bench {
+    let mut plan = Plan::new(32, 32, shape);
+    let attend = Step::Attend { layer: 0, scale: 0.7, window: None };
+    plan.blocks.push(vec![Step::StoreKv { layer: 0 }, attend]);
+    plan.bench(GpuOptions { kv_type, ..options(Precision::Exact) })
+}
+
 /// Stores and attends `n` tokens after those before them; both sides keep their caches.
 fn step(bench: &mut Bench, block: usize, n: usize, kv_type: KvType, what: &str) {
     let regs = bench.registers(n);
@@ -91,10 +97,7 @@ fn attention_over_every_cache() {
     }
     for kv_type in KvType::ALL {
         for shape in SHAPES {
-            let mut plan = Plan::new(32, 32, shape);
-            let attend = Step::Attend { layer: 0, scale: 0.7, window: None };
-            plan.blocks.push(vec![Step::StoreKv { layer: 0 }, attend]);
-            let mut bench = plan.bench(GpuOptions { kv_type, ..options(Precision::Exact) });
+            let mut bench = attention(shape, kv_type);
             for n in [1, 2, 30, 1, 80, 5, 1, 70, 1, 17] {
                 step(&mut bench, 0, n, kv_type, &format!("{} heads {shape:?}", kv_type.name()));
             }
@@ -136,55 +139,13 @@ fn broken_numbers_are_not_lost() {
     }
     for kv_type in KvType::ALL {
         for reg in [Reg::K, Reg::V] {
-            let mut plan = Plan::new(32, 32, (1, 1, 32));
-            let attend = Step::Attend { layer: 0, scale: 0.7, window: None };
-            plan.blocks.push(vec![Step::StoreKv { layer: 0 }, attend]);
-            let mut bench = plan.bench(GpuOptions { kv_type, ..options(Precision::Exact) });
+            let mut bench = attention((1, 1, 32), kv_type);
             let mut regs = bench.registers(3);
             regs.get_mut(&reg).unwrap()[5] = f32::NAN;
             let (got, _) = bench.on_gpu(0, &regs, 3, 0..3);
             let is_broken = |row: &[f32]| row.iter().any(|x| x.is_nan());
             assert!(got[&Reg::A].chunks(32).all(is_broken), "{} {reg:?}", kv_type.name());
         }
-    }
-}
-
-/// Much work goes to the device in parts, and comes to the same.
-#[test]
-fn much_work_is_submitted_in_parts() {
-    if !has_device() {
-        return;
-    }
-    let result = |max_work: u64| {
-        let mut plan = Plan::new(64, 32, (1, 1, 32));
-        plan.hparams.n_layer = 3;
-        for layer in 0..3 {
-            let qkv = [0; 3].map(|_| plan.linear(GgmlType::Q8_0, 64, 32, false));
-            let norm = plan.norm(64);
-            let [q, k, v] = qkv;
-            let linear = plan.linear(GgmlType::Q4_0, 32, 64, false);
-            plan.blocks.push(vec![
-                Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
-                Step::Qkv { q, k, v },
-                Step::StoreKv { layer },
-                Step::Attend { layer, scale: 0.7, window: None },
-                Step::Linear { linear, input: Reg::A, output: Reg::X, add: true },
-            ]);
-        }
-        let mut bench = plan.bench(GpuOptions { max_work, ..options(Precision::Exact) });
-        let x = bench.random.floats(40 * 64);
-        let mut hidden = Hidden { x, ..Hidden::default() };
-        let batch = Batch { tokens: &[0; 40], start: 0, outputs: (40, 40) };
-        bench.gpu.run(0..3, &batch, &mut hidden).unwrap();
-        let pass = Pass { start: 0, rows: 0..40, shares: 1, angles: vec![] };
-        let blocks: Vec<usize> = bench.gpu.parts(&[(0..3, pass)]).iter().map(Vec::len).collect();
-        (hidden.x, blocks)
-    };
-    let (whole, blocks) = result(u64::MAX);
-    assert_eq!(blocks, [3]);
-    let of_one = 40 * 2 * 32 * 40;
-    for (max_work, blocks) in [(1, vec![1, 1, 1]), (2 * of_one, vec![2, 1]), (3 * of_one, vec![3])] {
-        assert_eq!(result(max_work), (whole.clone(), blocks));
     }
 }
 

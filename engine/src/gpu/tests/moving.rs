@@ -216,8 +216,12 @@ fn an_interruption_on_the_way() {
     session.move_when_a_gpu_fails(Box::new(move |_| flag.store(true, Ordering::Relaxed)));
     assert!(matches!(run(&mut session), Err(Error::Interrupted)));
     assert!(session.tokens().is_empty());
+    // What was evaluated before stays counted, though none of it is left.
+    let evaluated = session.n_evaluated();
+    assert!(evaluated > 0);
     interrupt.store(false, Ordering::Relaxed);
     assert_eq!(run(&mut session).unwrap(), cpu_alone());
+    assert_eq!(session.n_evaluated(), evaluated + session.tokens().len());
 }
 
 #[test]

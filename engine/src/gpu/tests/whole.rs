@@ -1,8 +1,9 @@
-//! What is not a step: sampling support, the cache of kernels, and errors.
+//! What is not a step: sampling support, submissions, the cache of kernels, and errors.
 
 use tandem_loader::GgmlType;
 use tandem_models::{Reg, Step};
 
+use super::super::op::Pass;
 use super::super::{GpuError, GpuOptions, Selector};
 use super::bench::{Bench, Plan, has_device, options};
 use crate::backend::{Backend, Batch, Hidden};
@@ -65,6 +66,44 @@ fn ties_and_nan_fall_back_to_all_logits() {
     assert_eq!((zero.logits, zero.best.len()), (vec![0.0; 5000], 0));
     let nan = run(&mut bench, &[f32::NAN; 64], Some(40));
     assert!(nan.logits.len() == 5000 && nan.logits.iter().all(|x| x.is_nan()) && nan.best.is_empty());
+}
+
+/// Much work goes to the device in parts, and comes to the same.
+#[test]
+fn much_work_is_submitted_in_parts() {
+    const N: usize = 40;
+    if !has_device() {
+        return;
+    }
+    let result = |max_work: u64| {
+        let mut plan = Plan::new(64, 32, (1, 1, 32));
+        plan.hparams.n_layer = 3;
+        for layer in 0..3 {
+            let [q, k, v] = [0; 3].map(|_| plan.linear(GgmlType::Q8_0, 64, 32, false));
+            let linear = plan.linear(GgmlType::Q4_0, 32, 64, false);
+            let norm = plan.norm(64);
+            plan.blocks.push(vec![
+                Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
+                Step::Qkv { q, k, v },
+                Step::StoreKv { layer },
+                Step::Attend { layer, scale: 0.7, window: None },
+                Step::Linear { linear, input: Reg::A, output: Reg::X, add: true },
+            ]);
+        }
+        let mut bench = plan.bench(GpuOptions { max_work, ..options(Precision::Exact) });
+        let mut hidden = Hidden { x: bench.random.floats(N * 64), ..Hidden::default() };
+        bench.gpu.run(0..3, &Batch { tokens: &[0; N], start: 0, outputs: (N, N) }, &mut hidden).unwrap();
+        let pass = Pass { start: 0, rows: 0..N, shares: 1, angles: vec![] };
+        let blocks: Vec<usize> = bench.gpu.parts(&[(0..3, pass)]).iter().map(Vec::len).collect();
+        (hidden.x, blocks)
+    };
+    let (whole, blocks) = result(u64::MAX);
+    assert_eq!(blocks, [3]);
+    // Blocks of these tests list no weights: what counts is the attention of N queries over N keys and values of 32.
+    let of_one = (N * 2 * 32 * N) as u64;
+    for (max_work, blocks) in [(1, vec![1, 1, 1]), (2 * of_one, vec![2, 1]), (3 * of_one, vec![3])] {
+        assert_eq!(result(max_work), (whole.clone(), blocks));
+    }
 }
 
 /// Compiled kernels come back from their file, and a damaged file does no harm.
