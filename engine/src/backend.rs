@@ -51,6 +51,30 @@ pub struct MemoryReport {
     pub scratch: usize,
 }
 
+/// Time the host spends on handing work to a device and taking results from it, without the wait in between.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostTime {
+    /// In which the device has nothing to do.
+    pub alone: Duration,
+    /// In which the device computes: what comes next is recorded meanwhile.
+    pub meanwhile: Duration,
+}
+
+impl HostTime {
+    /// Both times of both.
+    pub fn plus(self, other: HostTime) -> HostTime {
+        HostTime { alone: self.alone + other.alone, meanwhile: self.meanwhile + other.meanwhile }
+    }
+
+    /// What was added after `before`.
+    pub fn since(self, before: HostTime) -> HostTime {
+        HostTime {
+            alone: self.alone.saturating_sub(before.alone),
+            meanwhile: self.meanwhile.saturating_sub(before.meanwhile),
+        }
+    }
+}
+
 /// Where blocks run. A backend loads the weights of the blocks placed on it when it is made, and keeps their KV cache.
 ///
 /// There is nothing per-operation here on purpose: with whole blocks a backend can keep one parallel region (or one
@@ -70,9 +94,9 @@ pub trait Backend: Send {
     /// Bytes held.
     fn memory(&self) -> MemoryReport;
 
-    /// Time the host has spent so far on handing work to a device and taking results from it, without the wait in between.
-    fn host_time(&self) -> Duration {
-        Duration::ZERO
+    /// Time the host has spent so far on a device's work.
+    fn host_time(&self) -> HostTime {
+        HostTime::default()
     }
 
     /// What the last run left in a register: the first `rows` rows of `width` floats, which are those of tokens or, as

@@ -21,7 +21,7 @@ pub mod score;
 mod session;
 pub mod verify;
 
-pub use backend::{Backend, Batch, MemoryReport};
+pub use backend::{Backend, Batch, HostTime, MemoryReport};
 pub use error::{Error, Result};
 pub use generate::{GenerateError, GenerateOptions, Generation, StopReason, generate};
 pub use inputs::{InputSquares, MatrixInputs};

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tandem_loader::Gguf;
 use tandem_models::Program;
 
-use crate::backend::{Backend, Batch, Hidden, MemoryReport};
+use crate::backend::{Backend, Batch, Hidden, HostTime, MemoryReport};
 use crate::cpu::{CpuBackend, IsaLevel};
 use crate::error::{Error, Result};
 use crate::inputs::InputSquares;
@@ -211,9 +210,9 @@ impl Model {
         })
     }
 
-    /// Time the CPU has spent so far on handing work to a GPU and taking results from it, without the wait in between.
-    pub fn host_time(&self) -> Duration {
-        self.backends.iter().map(|(_, b)| b.host_time()).sum()
+    /// Time the CPU has spent so far on a GPU's work.
+    pub fn host_time(&self) -> HostTime {
+        self.backends.iter().fold(HostTime::default(), |sum, (_, b)| sum.plus(b.host_time()))
     }
 
     /// Runs the whole program over a batch, device by device.

@@ -16,22 +16,22 @@ mod pack;
 mod tests;
 mod upload;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tandem_loader::{Gguf, quant};
 use tandem_models::{Program, Reg, Step};
 use tandem_shaders::{Decode, Format};
 
-use crate::backend::{Backend, Batch, Hidden, MemoryReport};
+use crate::backend::{Backend, Batch, Hidden, HostTime, MemoryReport};
 use crate::error::Result;
 use crate::model::{KvType, Precision};
 
 use buffers::Buffers;
 use compile::Compiler;
-use exec::Embedding;
+use exec::{Ahead, Embedding};
 use layout::Layout;
 use op::{Best, Op};
 
@@ -159,8 +159,10 @@ pub struct GpuBackend {
     logit_rows: usize,
     /// Inputs on their way to the queue.
     staged: Vec<f32>,
+    /// Passes recorded before their inputs are known, by their first block.
+    ahead: HashMap<usize, Ahead>,
     /// Time spent on inputs, recording, submitting and reading, but for the wait.
-    host_time: Duration,
+    host_time: HostTime,
     buffers: Buffers,
     gpu: Gpu,
 }
@@ -208,7 +210,8 @@ impl GpuBackend {
             embedding: embedding(gguf, program, blocks, progress)?,
             logit_rows: layout.logit_rows,
             staged: Vec::new(),
-            host_time: Duration::ZERO,
+            ahead: HashMap::new(),
+            host_time: HostTime::default(),
             buffers,
             gpu,
             options,
@@ -256,7 +259,7 @@ impl Backend for GpuBackend {
         self.memory
     }
 
-    fn host_time(&self) -> Duration {
+    fn host_time(&self) -> HostTime {
         self.host_time
     }
 

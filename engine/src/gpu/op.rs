@@ -22,7 +22,7 @@ const NARROW_TOKENS: usize = 32;
 const ROUTED_TOKENS: usize = 4;
 
 /// What changes from pass to pass.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pass {
     /// Position of the batch's first row.
     pub(super) start: usize,

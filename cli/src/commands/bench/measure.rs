@@ -1,9 +1,9 @@
 //! One test, repeated.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tandem_engine::sampler::SamplerParams;
-use tandem_engine::{Outputs, Result, Session};
+use tandem_engine::{HostTime, Outputs, Result, Session};
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,10 @@ impl Test {
 pub(super) struct Measured {
     /// Tokens per second of each.
     pub(super) samples: Vec<f64>,
-    /// Seconds per token that the CPU spent on handing work to a GPU and taking results from it, in all of them.
-    pub(super) host: f64,
+    /// Tokens of all of them.
+    pub(super) n_tokens: usize,
+    /// Time that the CPU spent on a GPU's work, in all of them.
+    pub(super) host: HostTime,
 }
 
 /// Measures a test.
@@ -68,7 +70,7 @@ pub(super) fn run(session: &mut Session, test: &Test, repetitions: usize) -> Res
         Test::Generation { .. } => evaluate_one_by_one(session, &tokens(1))?,
     }
     let mut samples = Vec::with_capacity(repetitions);
-    let mut host = Duration::ZERO;
+    let mut host = HostTime::default();
     for _ in 0..repetitions {
         session.truncate(0);
         if test.depth() > 0 {
@@ -82,9 +84,9 @@ pub(super) fn run(session: &mut Session, test: &Test, repetitions: usize) -> Res
             Test::Generation { .. } => evaluate_one_by_one(session, &tokens)?,
         }
         samples.push(test.n() as f64 / start.elapsed().as_secs_f64());
-        host += session.model().host_time() - host_before;
+        host = host.plus(session.model().host_time().since(host_before));
     }
-    Ok(Measured { host: host.as_secs_f64() / (repetitions.max(1) * test.n()) as f64, samples })
+    Ok(Measured { n_tokens: repetitions * test.n(), samples, host })
 }
 
 fn evaluate_prompt(session: &mut Session, tokens: &[u32]) -> Result<()> {

@@ -1,12 +1,13 @@
 //! Rows of results, and how they are written.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use tandem_engine::Session;
 use tandem_engine::cpu::roofline::Roofline;
 use tandem_engine::placement::{Device, GpuLayers};
+use tandem_engine::{HostTime, Session};
 use tandem_loader::Gguf;
 use tandem_models::BlockKind;
 
@@ -54,16 +55,18 @@ pub(super) struct Row {
     peak_share: Option<f64>,
     /// Tokens per second that were expected, where the devices have been measured (generation only).
     predicted: Option<f64>,
-    /// Microseconds per token that the CPU spends on handing work to the GPU and reading results, without the wait
-    /// (generation only, where a GPU takes part).
+    /// Microseconds per token that the CPU spends on handing work to the GPU and reading results while the GPU has nothing to
+    /// do (generation only, where a GPU takes part, as the one below).
     host_us: Option<f64>,
+    /// Microseconds per token that it spends on recording what comes next while the GPU computes.
+    host_meanwhile_us: Option<f64>,
     /// When it was measured, in local time.
     date: String,
 }
 
 impl Row {
     pub(super) fn new(gguf: &Gguf, session: &Session, test: &Test, layers: GpuLayers, measured: Measured) -> Row {
-        let Measured { samples, host } = measured;
+        let Measured { samples, n_tokens, host } = measured;
         let model = session.model();
         let n = samples.len() as f64;
         let mean = samples.iter().sum::<f64>() / n;
@@ -73,6 +76,8 @@ impl Row {
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
         let devices = model.placement().devices_in_use().into_iter().map(Device::name).collect::<Vec<_>>();
         let path = gguf.path();
+        let has_host = !test.is_prompt() && host != HostTime::default();
+        let per_token = |time: Duration| has_host.then(|| 1e6 * time.as_secs_f64() / n_tokens.max(1) as f64);
         Row {
             model: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             model_bytes: gguf.file_bytes(),
@@ -105,7 +110,8 @@ impl Row {
             peak_gop_per_s: None,
             peak_share: None,
             predicted: if test.is_prompt() { None } else { predicted(session, test) },
-            host_us: if test.is_prompt() || host == 0.0 { None } else { Some(1e6 * host) },
+            host_us: per_token(host.alone),
+            host_meanwhile_us: per_token(host.meanwhile),
             date: now(),
         }
     }
@@ -278,7 +284,8 @@ impl Table {
             writeln!(out, "Peak measured here: {peak:.0} Gop/s. Gop/s: additions and multiplications with weights.")?;
         }
         if self.least[column("host us")].is_some() {
-            let what = "microseconds per token that handing work to the GPU and reading results take the CPU";
+            let what =
+                "microseconds per token in which the GPU waits for the CPU, which hands work over and reads results";
             writeln!(out, "host us: {what}.")?;
         }
         Ok(())

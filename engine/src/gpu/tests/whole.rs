@@ -1,8 +1,11 @@
 //! What is not a step: sampling support, submissions, the cache of kernels, and errors.
 
-use tandem_loader::GgmlType;
-use tandem_models::{Reg, Step};
+use std::ops::Range;
 
+use tandem_loader::GgmlType;
+use tandem_models::{Reg, Rope, RopePairing, Step};
+
+use super::super::exec::Output;
 use super::super::op::Pass;
 use super::super::{GpuError, GpuOptions, Selector};
 use super::bench::{Bench, Plan, has_device, options};
@@ -68,6 +71,27 @@ fn ties_and_nan_fall_back_to_all_logits() {
     assert!(nan.logits.len() == 5000 && nan.logits.iter().all(|x| x.is_nan()) && nan.best.is_empty());
 }
 
+/// Some layers of attention.
+fn layers(n_layer: usize) -> Plan {
+    let mut plan = Plan::new(64, 32, (1, 1, 32));
+    plan.hparams.n_layer = n_layer;
+    plan.ropes = vec![Rope { pairing: RopePairing::NeoX, freqs: vec![0.7; 16], magnitude: 1.0 }];
+    for layer in 0..n_layer {
+        let [q, k, v] = [0; 3].map(|_| plan.linear(GgmlType::Q8_0, 64, 32, false));
+        let linear = plan.linear(GgmlType::Q4_0, 32, 64, false);
+        let norm = plan.norm(64);
+        plan.blocks.push(vec![
+            Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
+            Step::Qkv { q, k, v },
+            Step::Rope { rope: 0 },
+            Step::StoreKv { layer },
+            Step::Attend { layer, scale: 0.7, window: None },
+            Step::Linear { linear, input: Reg::A, output: Reg::X, add: true },
+        ]);
+    }
+    plan
+}
+
 /// Much work goes to the device in parts, and comes to the same.
 #[test]
 fn much_work_is_submitted_in_parts() {
@@ -76,21 +100,7 @@ fn much_work_is_submitted_in_parts() {
         return;
     }
     let result = |max_work: u64| {
-        let mut plan = Plan::new(64, 32, (1, 1, 32));
-        plan.hparams.n_layer = 3;
-        for layer in 0..3 {
-            let [q, k, v] = [0; 3].map(|_| plan.linear(GgmlType::Q8_0, 64, 32, false));
-            let linear = plan.linear(GgmlType::Q4_0, 32, 64, false);
-            let norm = plan.norm(64);
-            plan.blocks.push(vec![
-                Step::Norm { norm, input: Reg::X, output: Reg::H, add: false },
-                Step::Qkv { q, k, v },
-                Step::StoreKv { layer },
-                Step::Attend { layer, scale: 0.7, window: None },
-                Step::Linear { linear, input: Reg::A, output: Reg::X, add: true },
-            ]);
-        }
-        let mut bench = plan.bench(GpuOptions { max_work, ..options(Precision::Exact) });
+        let mut bench = layers(3).bench(GpuOptions { max_work, ..options(Precision::Exact) });
         let mut hidden = Hidden { x: bench.random.floats(N * 64), ..Hidden::default() };
         bench.gpu.run(0..3, &Batch { tokens: &[0; N], start: 0, outputs: (N, N) }, &mut hidden).unwrap();
         let pass = Pass { start: 0, rows: 0..N, shares: 1, angles: vec![] };
@@ -103,6 +113,45 @@ fn much_work_is_submitted_in_parts() {
     let of_one = (N * 2 * 32 * N) as u64;
     for (max_work, blocks) in [(1, vec![1, 1, 1]), (2 * of_one, vec![2, 1]), (3 * of_one, vec![3])] {
         assert_eq!(result(max_work), (whole.clone(), blocks));
+    }
+}
+
+/// The pass of the next token is recorded while one is computed. Where something else comes, it is recorded anew.
+#[test]
+fn passes_recorded_ahead() {
+    if !has_device() {
+        return;
+    }
+    // First position, tokens, blocks: on, back, several tokens at once, on from there, two runs a token.
+    let runs = [(0, 1, 0..3), (1, 1, 0..3), (2, 1, 0..3), (1, 1, 0..3), (2, 3, 0..3), (5, 1, 0..3), (6, 1, 0..3)];
+    let halves = (7..10).flat_map(|start| [(start, 1, 0..1), (start, 1, 1..3)]);
+    let runs: Vec<_> = runs.into_iter().chain(halves).collect();
+    let results = |ahead: bool| {
+        let mut bench = layers(3).bench(options(Precision::Exact));
+        let mut run = |(start, n, blocks): (usize, usize, Range<usize>)| {
+            if !ahead {
+                bench.gpu.ahead.clear();
+            }
+            let mut hidden = Hidden { x: bench.random.floats(n * 64), ..Hidden::default() };
+            let batch = Batch { tokens: &vec![0; n], start, outputs: (n, n) };
+            bench.gpu.run(blocks, &batch, &mut hidden).unwrap();
+            hidden.x
+        };
+        runs.iter().cloned().map(&mut run).collect::<Vec<_>>()
+    };
+    assert_eq!(results(true), results(false));
+
+    // What was recorded is what runs: with nothing recorded, X comes back as it was.
+    let mut bench = layers(1).bench(options(Precision::Exact));
+    for (start, changes) in [(0, true), (1, false), (3, true)] {
+        let nothing = bench.gpu.record(&[], Output::X(1));
+        if let Some(ahead) = bench.gpu.ahead.get_mut(&0) {
+            ahead.commands = nothing;
+        }
+        let x = bench.random.floats(64);
+        let mut hidden = Hidden { x: x.clone(), ..Hidden::default() };
+        bench.gpu.run(0..1, &Batch { tokens: &[0], start, outputs: (1, 1) }, &mut hidden).unwrap();
+        assert_eq!(hidden.x != x, changes, "position {start}");
     }
 }
 
