@@ -98,15 +98,18 @@ impl<S: Bf16, K: KvFormat> Scheme<S, K> for InBf16 {
     }
 
     #[inline(always)]
-    unsafe fn exp(x: S::F) -> S::F {
-        // SAFETY: register operations.
-        unsafe { S::bf_exp(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork) {
-        // SAFETY: there is room for a chunk's weights of `MAX_ROWS` rows.
-        unsafe { S::bf_store(work.converted.weights.as_mut_ptr().add(at), weights) }
+    unsafe fn soften(at: Range<usize>, max: f32, work: &mut AttentionWork) -> S::F {
+        // SAFETY: whole vectors inside the scores; there is room for a chunk's weights of `MAX_ROWS` rows.
+        unsafe {
+            let minus_max = S::f_splat(-max);
+            let mut sum = S::f_splat(0.0);
+            for i in at.step_by(LANES) {
+                let weights = S::bf_exp(S::f_add(S::f_load(work.scores.as_ptr().add(i)), minus_max));
+                S::bf_store(work.converted.weights.as_mut_ptr().add(i), weights);
+                sum = S::f_add(sum, weights);
+            }
+            sum
+        }
     }
 
     #[inline(always)]

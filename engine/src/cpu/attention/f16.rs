@@ -21,6 +21,8 @@ const VALUE_RUN: usize = 64;
 const LARGEST: f32 = 65504.0;
 /// Largest element of a value whose weighted sums cannot leave f16's range.
 const LARGEST_VALUE: f32 = LARGEST / VALUE_RUN as f32;
+/// 1 in f16, twice.
+const ONE: [u16; 2] = [0x3c00; 2];
 /// Tiles of keys, or values, that are converted together: independent sums hide the latency of additions.
 const AT_ONCE: usize = 4;
 /// Most queries that read an f16 cache in place.
@@ -141,15 +143,23 @@ impl<S: F16, K: KvFormat> Scheme<S, K> for InF16 {
     }
 
     #[inline(always)]
-    unsafe fn exp(x: S::F) -> S::F {
-        // SAFETY: register operations.
-        unsafe { S::h_exp(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork) {
-        // SAFETY: there is room for a chunk's weights of `MAX_ROWS` rows.
-        unsafe { S::h_store_twice(work.halves.weights.as_mut_ptr().add(2 * at), weights) }
+    unsafe fn soften(at: Range<usize>, max: f32, work: &mut AttentionWork) -> S::F {
+        // SAFETY: whole vectors inside the scores; there is room for a chunk's weights of `MAX_ROWS` rows.
+        unsafe {
+            let minus_max = S::f_splat(-max);
+            let one = S::h_splat(ONE.as_ptr());
+            let mut sum = S::h_zero();
+            for i in at.step_by(WIDE) {
+                let scores = work.scores.as_ptr().add(i);
+                let low = S::f_add(S::f_load(scores), minus_max);
+                let high = S::f_add(S::f_load(scores.add(LANES)), minus_max);
+                let weights = S::h_exp(low, high);
+                S::h_store_exp(work.halves.weights.as_mut_ptr().add(2 * i), weights);
+                sum = S::h_fma(weights, one, sum);
+            }
+            let (low, high) = S::h_widen(sum);
+            S::f_add(low, high)
+        }
     }
 
     #[inline(always)]

@@ -78,15 +78,19 @@ impl<S: Isa, K: KvFormat> Scheme<S, K> for InF32 {
     }
 
     #[inline(always)]
-    unsafe fn exp(x: S::F) -> S::F {
-        // SAFETY: register operations.
-        unsafe { S::f_exp(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork) {
+    unsafe fn soften(at: Range<usize>, max: f32, work: &mut AttentionWork) -> S::F {
         // SAFETY: whole vectors inside the scores, whose place the weights take.
-        unsafe { S::f_store(work.scores.as_mut_ptr().add(at), weights) }
+        unsafe {
+            let minus_max = S::f_splat(-max);
+            let mut sum = S::f_splat(0.0);
+            for i in at.step_by(LANES) {
+                let place = work.scores.as_mut_ptr().add(i);
+                let weights = S::f_exp(S::f_add(S::f_load(place), minus_max));
+                S::f_store(place, weights);
+                sum = S::f_add(sum, weights);
+            }
+            sum
+        }
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ pub(crate) const CHUNK: usize = 256;
 /// Queries that share one pass over keys and values in registers.
 pub(crate) const MAX_ROWS: usize = 8;
 /// Most queries given to [`chunk`] together, which share what the scheme prepares of a chunk.
-pub(crate) const MAX_QUERIES: usize = 128;
+pub(crate) const MAX_QUERIES: usize = 256;
 
 /// How the products are computed. `R` queries go through together, with `T` tiles of keys, or `W` pairs of vectors of the
 /// values: enough independent sums to hide the latency of the additions. None of it changes their order.
@@ -50,10 +50,9 @@ pub(crate) trait Scheme<S: Isa, K: KvFormat> {
         span: Range<usize>,
         work: &mut AttentionWork,
     );
-    /// `e^x` of numbers up to 0, as exact as the weights have to be.
-    unsafe fn exp(x: S::F) -> S::F;
-    /// Stores the weights of 16 positions of a span, from number `at` of `[R][CHUNK]` on.
-    unsafe fn store_weights(at: usize, weights: S::F, work: &mut AttentionWork);
+    /// Makes the scores `at` of `[R][CHUNK]`, a whole number of grains, the weights `exp(score - max)`, as exact as they have to be,
+    /// and stores them; returns sums of some of them, which together are the sum of all.
+    unsafe fn soften(at: Range<usize>, max: f32, work: &mut AttentionWork) -> S::F;
     /// Sums values times the weights stored into `work.partial`, `[R][value_stride]`.
     unsafe fn weigh<const R: usize, const W: usize>(cache: &HeadCache, span: Range<usize>, work: &mut AttentionWork);
 }
@@ -372,20 +371,16 @@ unsafe fn soften<S: Isa, K: KvFormat, A: Scheme<S, K>>(
         }
         let max = S::f_max_lane(max);
         if max == f32::NEG_INFINITY {
-            for i in at.step_by(LANES) {
-                A::store_weights(i, S::f_splat(0.0), work);
-            }
+            // Nothing is seen: what the weights come to is not used.
             return (max, 0.0);
         }
-        let minus_max = S::f_splat(-max);
-        let mut sum = S::f_splat(0.0);
-        for i in (0..at.len()).step_by(LANES) {
-            let e = A::exp(S::f_add(S::f_load(scores.add(i)), minus_max));
-            A::store_weights(at.start + i, e, work);
-            sum = S::f_add(sum, e);
-        }
-        (max, S::f_sum(sum))
+        (max, S::f_sum(A::soften(at, max, work)))
     }
+}
+
+/// `e^(x - max)`; `max` itself, which one of two numbers is, takes no exponential.
+fn below(x: f32, max: f32) -> f32 {
+    if x == max { 1.0 } else { (x - max).exp() }
 }
 
 /// Merges one chunk's share into a query's running result.
@@ -394,7 +389,7 @@ pub(crate) unsafe fn merge<S: Isa>(row: &mut QueryRow, share: (f32, f32), partia
     // SAFETY: `row.out` and `partial` have `stride` floats, a multiple of 16.
     unsafe {
         let max = row.max.max(share.0);
-        let (before, now) = ((row.max - max).exp(), (share.0 - max).exp());
+        let (before, now) = (below(row.max, max), below(share.0, max));
         let (old, new) = (S::f_splat(before), S::f_splat(now));
         for d in (0..stride).step_by(LANES) {
             let scaled = S::f_mul(S::f_load(row.out.add(d)), old);

@@ -182,6 +182,9 @@ pub(crate) trait F16: Isa {
     unsafe fn h_fma(a: Self::B, b: Self::B, c: Self::B) -> Self::B;
     /// The larger of `a` and the magnitude of `b`; either where one is NaN.
     unsafe fn h_max_abs(a: Self::B, b: Self::B) -> Self::B;
-    /// `e^x` for x from -87 to 0, relative error below 1e-5, a fiftieth of what rounding to f16 does; below that, nearly 0.
-    unsafe fn h_exp(x: Self::F) -> Self::F;
+    /// `e^x` of 16 numbers up to 0, then of 16 more, in an order of its own. The exponent is rounded to f16 and so, in steps, is the
+    /// result.
+    unsafe fn h_exp(low: Self::F, high: Self::F) -> Self::B;
+    /// Stores what [`F16::h_exp`] made in the order of its arguments, each number twice.
+    unsafe fn h_store_exp(p: *mut u16, v: Self::B);
 }

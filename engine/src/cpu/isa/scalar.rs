@@ -306,8 +306,13 @@ impl super::F16 for Scalar {
     unsafe fn h_max_abs(a: Self::B, b: Self::B) -> Self::B {
         halves(|i| half_at(&a, i).max(half_at(&b, i).abs()))
     }
-    unsafe fn h_exp(x: Self::F) -> Self::F {
-        x.map(f32::exp)
+    unsafe fn h_exp(low: Self::F, high: Self::F) -> Self::B {
+        halves(|i| if i < LANES { low[i] } else { high[i - LANES] }.exp())
+    }
+    unsafe fn h_store_exp(p: *mut u16, v: Self::B) {
+        let twice: [[u16; 2]; 32] = std::array::from_fn(|i| [half::f16::from_f32(half_at(&v, i)).to_bits(); 2]);
+        // SAFETY: the caller points to room for what is written.
+        unsafe { p.cast::<[[u16; 2]; 32]>().write_unaligned(twice) }
     }
 }
 
