@@ -71,10 +71,10 @@ fn steps(speed: &mut DeviceSpeed, kv_type: KvType, load: Load<'_>) -> Result<f64
     }
     let (one, all) = (probe.first_layers(1), probe.first_layers(N_LAYERS));
     let [few, many, deep, row, rows] = timer.in_turns([
-        (one.clone(), 1, 0),
-        (all.clone(), 1, 0),
+        (one.clone(), 1, 1),
+        (all.clone(), 1, 1),
         (all.clone(), 1, N_CTX - 1),
-        (probe.nothing(), 1, 0),
+        (probe.nothing(), 1, 1),
         (probe.nothing(), n_rows, 0),
     ])?;
 
@@ -111,7 +111,7 @@ fn head(
     let probe = Probe::head(ty, (n_embd, n_rows), set << 20)?;
     let (rest, head) = probe.before_head();
     let other = speed.visit + speed.step * probe.n_steps(head.clone()) as f64;
-    let [_, seconds] = Timer::new(&probe, load)?.in_turns([(rest, 1, 0), (head, 1, 0)])?;
+    let [_, seconds] = Timer::new(&probe, load)?.in_turns([(rest, 1, 1), (head, 1, 1)])?;
     Ok((n_rows * row_bytes) as f64 / (seconds - other).max(seconds / 2.0))
 }
 
@@ -129,7 +129,7 @@ impl Products {
         let mut timer = Timer::new(&probe, load)?;
         let blocks = 0..probe.program.blocks.len();
         let other = speed.visit + speed.step * probe.n_steps(blocks.clone()) as f64;
-        let seconds = timer.seconds(blocks, 1, 0)?;
+        let seconds = timer.seconds(blocks, 1, 1)?;
         Ok(Products {
             n: probe.n_products() as f64,
             bytes: probe.matrix_bytes() as f64,
@@ -164,6 +164,14 @@ impl Timer {
         Ok(clock.elapsed().as_secs_f64())
     }
 
+    /// Times a run; of one token as in a generation: the token before has been evaluated, and a device may be prepared for this one.
+    fn sample(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
+        if n == 1 && start > 0 {
+            self.run(blocks.clone(), 1, start - 1)?;
+        }
+        self.run(blocks, n, start)
+    }
+
     /// The first quartile of some runs, after one that is not counted: what disturbs a run can only make it slower.
     fn seconds(&mut self, blocks: Range<usize>, n: usize, start: usize) -> Result<f64> {
         let [seconds] = self.in_turns([(blocks, n, start)])?;
@@ -185,7 +193,7 @@ impl Timer {
                 break;
             }
             for ((blocks, n, start), samples) in runs.iter().zip(&mut samples) {
-                samples.push(self.run(blocks.clone(), *n, *start)?);
+                samples.push(self.sample(blocks.clone(), *n, *start)?);
             }
         }
         Ok(samples.map(|mut samples| {
