@@ -233,10 +233,10 @@ impl GpuBackend {
             };
             self.buffers.readback.map_async(wgpu::MapMode::Read, ..bytes, result);
         }
-        let is_mapped = source.is_some();
+        let is_read = source.is_some();
         self.record_ahead(passes, output);
         self.gpu.wait(submission)?;
-        if is_mapped && !mapped.load(Ordering::Acquire) {
+        if is_read && !mapped.load(Ordering::Acquire) {
             return Err(self.gpu.failed("the results could not be mapped".into()).into());
         }
         Ok(())

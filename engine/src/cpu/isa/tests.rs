@@ -278,7 +278,8 @@ fn exponentials_in_f16() {
         let got = unsafe { in_f16(&x) };
         for ([got, same], x) in got.into_iter().zip(x) {
             let (got, want) = (half::f16::from_bits(got).to_f64(), f64::from(x).exp());
-            // The polynomial and its steps; the exponent; what is below f16's normal numbers.
+            // The polynomial with its steps (6e-4) and a margin; half a unit in the exponent's last place, 2^-11 of it; half of
+            // the smallest f16 below its normal numbers.
             let limit = (7e-4 + f64::from(x).abs() * 4.9e-4) * want + 3e-8;
             assert!(
                 got == half::f16::from_bits(same).to_f64() && (got - want).abs() <= limit,
